@@ -1,0 +1,113 @@
+"""Reading raw tables and writing files: no bad input passes, nothing is half-written."""
+
+import csv
+import gzip
+import os
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mmoe_jax.errors import UserError, require, require_known
+
+
+def read_table(path: str, columns: Sequence[str]) -> pd.DataFrame:
+  """Reads raw rows, comma separated and unquoted, every value as a stripped string.
+
+  A first line that holds column names is taken as a header; the columns may then be in any
+  order and some may be absent. Without one, each line has all of `columns`, in their order.
+
+  Args:
+    path: the file, plain or, where its name ends so, .gz.
+    columns: the names of the raw columns, in their order.
+
+  Returns:
+    The rows in their order; the index is the number of the line that each stands on.
+
+  Raises:
+    UserError: naming the file, and the line where its number of columns is wrong.
+    OSError: when the file cannot be read.
+  """
+  options: dict[str, Any] = {
+    "header": None,
+    "dtype": str,
+    "na_filter": False,
+    "index_col": False,
+    "skipinitialspace": True,
+    "skip_blank_lines": False,
+    "quoting": csv.QUOTE_NONE,
+    "compression": "gzip" if path.endswith(".gz") else None,
+  }
+  try:
+    first = [str(v).strip() for v in pd.read_csv(path, nrows=1, **options).iloc[0]]
+    header = any(name in columns for name in first)
+    names = first if header else list(columns)
+    for name in names:
+      require_known(name, columns, f"{path}, line 1: a column of the header")
+    require(len(set(names)) == len(names), f"{path}, line 1: the header names a column twice")
+    # One name too many catches lines with a column too many; absent columns come back empty.
+    extra = "\0extra"
+    frame = pd.read_csv(path, names=[*names, extra], skiprows=int(header), **options)
+  except pd.errors.EmptyDataError as error:
+    raise UserError(f"{path}: the file is empty") from error
+  except (pd.errors.ParserError, UnicodeDecodeError, EOFError, zlib.error) as error:
+    reason = str(error).replace("Error tokenizing data. C error: ", "").strip()
+    raise UserError(f"{path}: not a table of {len(columns)} columns: {reason}") from error
+  require(len(frame) > 0, f"{path}: no rows")
+  frame.index = pd.RangeIndex(1 + header, 1 + header + len(frame))
+  suspects = frame.index[(frame[extra] != "") | (frame[names[-1]] == "")]
+  if len(suspects):
+    _require_columns(path, suspects, names)
+  return frame.drop(columns=extra).apply(lambda column: column.str.rstrip())
+
+
+def parse_numbers(frame: pd.DataFrame, column: str, where: str) -> np.ndarray:
+  """A column of strings as float64.
+
+  Args:
+    frame: rows whose index is the line that each stands on.
+    column: the name of the column.
+    where: what to call the table in errors.
+
+  Raises:
+    UserError: naming the line of a value that is no number, not finite, or negative.
+  """
+  # Values repeat, so that parsing the distinct ones is most of an order faster.
+  codes, values = pd.factorize(frame[column])
+  parsed = pd.to_numeric(pd.Series(values), errors="coerce").to_numpy(np.float64)
+  bad = ~(np.isfinite(parsed) & (parsed >= 0))
+  if bad.any():
+    row = int(np.argmax(bad[codes]))
+    raise UserError(
+      f"{where}, line {frame.index[row]}, column '{column}': "
+      f"'{values[codes[row]]}' is not a number >= 0"
+    )
+  return parsed[codes]
+
+
+def write_atomically(path: str, text: str) -> None:
+  """Writes text beside `path` and renames, so that no reader sees half a file."""
+  beside = f"{path}.{os.getpid()}.part"
+  try:
+    with open(beside, "w", encoding="utf-8") as file:
+      file.write(text)
+    os.replace(beside, path)
+  finally:
+    if os.path.exists(beside):
+      os.remove(beside)
+
+
+def _require_columns(path: str, lines: pd.Index, names: Sequence[str]) -> None:
+  """Raises UserError for the first of `lines` that has not as many columns as `names`."""
+  suspects = set(lines)
+  opener = gzip.open if path.endswith(".gz") else open
+  with opener(path, "rt", encoding="utf-8") as file:
+    for line, text in enumerate(file, start=1):
+      found = text.count(",") + 1
+      if line in suspects and found != len(names):
+        raise UserError(
+          f"{path}, line {line}: {found} columns instead of {len(names)}; "
+          f"the last should be '{names[-1]}'"
+        )
