@@ -180,7 +180,7 @@ def _unpack(archive: str, cache: str) -> list[str]:
         raw = wanted.get(base.removesuffix(".gz"))
         if raw is not None and raw not in found:
           found[raw] = os.path.join(folder, raw.name)
-          plain = gzip.open(stream) if base.endswith(".gz") else stream
+          plain = gzip.GzipFile(fileobj=stream) if base.endswith(".gz") else stream
           with open(found[raw], "wb") as file:
             shutil.copyfileobj(plain, file)
     except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError) as error:

@@ -1,0 +1,74 @@
+"""Checkpoints: the only room that imports orbax.
+
+`checkpoints/EPOCH/` holds two items, written together so that they never disagree: `state`, from
+which training goes on, and `best`, the variables with the best validation measure so far.
+"""
+
+import os
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+
+from mmoe_jax.errors import UserError
+
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+  """The checkpoints of a work directory; a context manager that waits for pending saves.
+
+  Saving copies the arrays to the host and writes in the background, to a folder that is renamed
+  when it is complete: a kill at any moment leaves the one before.
+  """
+
+  def __init__(self, workdir: str, read_only: bool = False):
+    """Opens `workdir/checkpoints`, which is made unless `read_only`."""
+    logging.set_verbosity(logging.ERROR)  # Orbax logs a dozen lines a save.
+    self._directory = os.path.abspath(os.path.join(workdir, FOLDER))
+    if read_only and not os.path.isdir(self._directory):
+      raise UserError(f"{workdir}: no checkpoints here; is it the --workdir of a training run?")
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=1, create=not read_only, read_only=read_only, cleanup_tmp_directories=True
+    )
+    self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self._manager.close()
+
+  def save(self, epoch: int, state: Any, best: Any) -> None:
+    """Saves both items in the background, if this epoch is not saved already."""
+    if self._manager.latest_step() == epoch:
+      return
+    self._manager.save(
+      epoch,
+      args=ocp.args.Composite(state=ocp.args.StandardSave(state), best=ocp.args.StandardSave(best)),
+    )
+
+  def restore_state(self, like: Any) -> Any | None:
+    """The last state, in the structure and on the devices of `like`; None if there is none."""
+    return self._restore("state", like)
+
+  def restore_best(self, like: Any) -> Any | None:
+    """The best variables, in the structure of `like`; None if there is no checkpoint."""
+    return self._restore("best", like)
+
+  def _restore(self, item: str, like: Any) -> Any | None:
+    epoch = self._manager.latest_step()
+    if epoch is None:
+      return None
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
+    try:
+      return self._manager.restore(epoch, args=args)[item]
+    # Orbax, tensorstore and zarr each raise their own for a missing, broken or other-shaped file.
+    except Exception as error:
+      reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+      raise UserError(
+        f"{self._directory}/{epoch}: cannot restore '{item}' ({reason[:200]}); delete this folder "
+        "to start anew"
+      ) from error

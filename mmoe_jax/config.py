@@ -1,0 +1,57 @@
+"""The argument of a config file: `census.py:ple,tasks=education+marital_stat,protocol=paper`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmoe_jax.errors import UserError, did_you_mean
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
+  """Parses what stands behind the colon of `--config FILE:ARG`.
+
+  Args:
+    arg: comma-separated `key=value`; the first may be a bare value, for the first key. Items of a
+      list are joined by `+`.
+    **defaults: the keys there are, and the values of those not given; a value takes the type of
+      its default (str, int, float, bool or tuple of str).
+
+  Returns:
+    All keys with their values.
+
+  Raises:
+    UserError: for an unknown key or a value of another type.
+  """
+  values = dict(defaults)
+  for i, item in enumerate(filter(None, (arg or "").split(","))):
+    key, equals, text = item.partition("=")
+    if not equals:
+      if i:
+        raise UserError(
+          f"config argument '{item}': write key=value; {did_you_mean(item, defaults)}"
+        )
+      key, text = next(iter(defaults)), item
+    if key not in defaults:
+      raise UserError(f"config argument '{key}' does not exist; {did_you_mean(key, defaults)}")
+    values[key] = _convert(key, text, defaults[key])
+  return values
+
+
+def _convert(key: str, text: str, default: Any) -> Any:
+  if isinstance(default, tuple):
+    return tuple(filter(None, text.split("+")))
+  if isinstance(default, bool):
+    if text.lower() in ("true", "false"):
+      return text.lower() == "true"
+    raise UserError(f"config argument {key}='{text}': write true or false")
+  try:
+    return type(default)(text)
+  except ValueError as error:
+    kind = {int: "an integer", float: "a number"}[type(default)]
+    raise UserError(f"config argument {key}='{text}': must be {kind}") from error
+
+
+def check_choice(choices: Mapping[str, Any], name: str, what: str) -> Any:
+  """The choice of that name; raises UserError naming the nearest one."""
+  if name not in choices:
+    raise UserError(f"{what} '{name}' does not exist; {did_you_mean(name, choices)}")
+  return choices[name]

@@ -1,0 +1,159 @@
+"""The parts that models are made of. They know arrays and sizes, no config and no task.
+
+Shape letters: B rows, F id features, D inputs, E experts, T tasks, H hidden units, V table rows.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+  "relu": nn.relu,
+  "gelu": nn.gelu,
+  "silu": nn.silu,
+  "tanh": nn.tanh,
+  "identity": lambda x: x,
+}
+NORMS = ("none", "layer", "batch")
+
+
+def ensemble(
+  module: type[nn.Module], size: int, in_axes: int | None = None
+) -> Callable[..., nn.Module]:
+  """A stack of `size` independent copies of a module: our one use of `nn.vmap`.
+
+  Each copy draws its own initial parameters and its own dropout; parameters are stacked on a
+  leading axis and outputs on axis 0, so that a stack of experts gives `experts_ExBxH`.
+
+  Args:
+    module: the class to copy.
+    size: how many copies.
+    in_axes: None to feed every copy the same input, 0 to give each its own slice.
+
+  Returns:
+    A class; construct it with the arguments of `module`.
+  """
+  return nn.vmap(
+    module,
+    variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0},
+    split_rngs={"params": True, "dropout": True},
+    in_axes=(in_axes, None),
+    out_axes=0,
+    axis_size=size,
+  )
+
+
+class FeatureEmbedding(nn.Module):
+  """Embeds id features by one stacked table per distinct width, and appends the numeric ones.
+
+  The ids of feature f select rows offset_f … offset_f + size_f − 1 of the table; a single gather
+  serves all features of that width. Row 0 of each feature, the id of unknown values, starts at
+  zero: training never sees it, so an unknown value adds nothing rather than noise.
+
+  Attributes:
+    sizes: number of ids of each feature.
+    dims: width of each feature's vectors.
+    init_std: standard deviation of the initial vectors.
+    dropout: rate at which single coordinates of the output are dropped in training.
+  """
+
+  sizes: Sequence[int]
+  dims: Sequence[int]
+  init_std: float = 0.05
+  dropout: float = 0.0
+
+  @nn.compact
+  def __call__(self, features: dict[str, Array], train: bool) -> Array:
+    """Returns x_BxD: embeddings of `ids` (B, F), by width, then `numeric` (B, D_numeric)."""
+    ids_BxF = features["ids"]
+    parts = []
+    for dim in sorted(set(self.dims)):
+      columns = [f for f, d in enumerate(self.dims) if d == dim]
+      sizes = [self.sizes[f] for f in columns]
+      table_VxD = self.param(f"table_{dim}", self._init(sizes), (sum(sizes), dim))
+      offsets_F = np.cumsum([0, *sizes[:-1]]).astype(np.int32)
+      picked_BxF = ids_BxF if len(columns) == len(self.dims) else ids_BxF[:, np.array(columns)]
+      rows_BxF = picked_BxF.astype(jnp.int32) + offsets_F[None, :]
+      # Encoding keeps ids in range; not checking it again saves 5 to 10 % of a step on a CPU.
+      vectors = table_VxD.at[rows_BxF].get(mode="promise_in_bounds")
+      parts.append(vectors.reshape(len(ids_BxF), -1))
+    if features["numeric"].shape[1]:
+      parts.append(features["numeric"])
+    x_BxD = jnp.concatenate(parts, axis=1)
+    return nn.Dropout(self.dropout, deterministic=not train)(x_BxD)
+
+  def _init(self, sizes: Sequence[int]) -> Callable[..., Array]:
+    unknown = np.cumsum([0, *sizes[:-1]])
+
+    def init(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
+      return nn.initializers.normal(self.init_std)(key, shape, dtype).at[unknown].set(0.0)
+
+    return init
+
+
+class Mlp(nn.Module):
+  """Hidden layers, each Dense → norm → activation → dropout, and maybe a linear output.
+
+  With no hidden layer and no output it is the identity.
+
+  Attributes:
+    hidden: units of each hidden layer; may be empty.
+    out: units of the linear output layer; None for none.
+    activation: a key of ACTIVATIONS.
+    norm: one of NORMS. `batch` keeps running statistics in the collection `batch_stats`.
+    dropout: rate after each hidden layer in training.
+    axis_name: the device axis that batch statistics are averaged over, if any.
+  """
+
+  hidden: Sequence[int]
+  out: int | None = None
+  activation: str = "relu"
+  norm: str = "none"
+  dropout: float = 0.0
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    """Maps x (B, D) to (B, out), or to (B, hidden[-1]) without an output layer."""
+    for units in self.hidden:
+      x = nn.Dense(units, use_bias=self.norm != "batch")(x)
+      if self.norm == "layer":
+        x = nn.LayerNorm()(x)
+      elif self.norm == "batch":
+        x = nn.BatchNorm(not train, momentum=0.9, axis_name=self.axis_name)(x)
+      x = ACTIVATIONS[self.activation](x)
+      x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    return x if self.out is None else nn.Dense(self.out)(x)
+
+
+class Gate(nn.Module):
+  """A softmax gate over experts: g(x) = softmax(W x) (Ma et al. 2018, eq. 7), W in R^{E×D}.
+
+  It starts near uniform, with logits of about 0.01 |x|, so that every expert gets gradient
+  from every task at first; a gate that starts saturated never looks at the others.
+
+  Attributes:
+    experts: number of experts E.
+    hidden: units of hidden layers before W; the paper has none.
+  """
+
+  experts: int
+  hidden: Sequence[int] = ()
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    """Maps x (B, D) to weights (B, E) that are positive and sum to one."""
+    x = Mlp(self.hidden)(x, train)
+    logits = nn.Dense(self.experts, use_bias=False, kernel_init=nn.initializers.normal(0.01))(x)
+    return nn.softmax(logits)
+
+
+def parameter_count(params: Any) -> int:
+  """Number of trainable scalars in a tree of parameters."""
+  return sum(math.prod(p.shape) for p in jax.tree.leaves(params))

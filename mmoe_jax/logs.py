@@ -1,0 +1,78 @@
+"""What a run leaves to read: metrics.jsonl, TensorBoard events, a progress bar."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import tensorboardX
+import tqdm
+
+from mmoe_jax.table import write_atomically
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def read_metrics(workdir: str, last_epoch: int | None = None) -> list[dict[str, Any]]:
+  """The records of metrics.jsonl up to an epoch, without a line that a kill cut short."""
+  path = os.path.join(workdir, METRICS_FILE)
+  records = []
+  if os.path.exists(path):
+    with open(path, encoding="utf-8") as file:
+      for line in file:
+        try:
+          record = json.loads(line)
+        except ValueError:
+          break
+        if last_epoch is not None and record["epoch"] > last_epoch:
+          break
+        records.append(record)
+  return records
+
+
+class RunLog:
+  """Writes one record an epoch; a context manager.
+
+  A run that goes on from a checkpoint drops the records after it, so that no epoch stands twice.
+
+  Attributes:
+    records: all records of the run so far, those of earlier processes included.
+  """
+
+  def __init__(self, workdir: str, first_epoch: int, epochs: int):
+    """Opens the log of a run that has `first_epoch` of its `epochs` behind it."""
+    self.records = read_metrics(workdir, first_epoch)
+    path = os.path.join(workdir, METRICS_FILE)
+    write_atomically(path, "".join(json.dumps(r) + "\n" for r in self.records))
+    self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
+    self._events = tensorboardX.SummaryWriter(workdir, purge_step=first_epoch + 1)
+    # disable=None: no bar when standard error is not a terminal.
+    self._bar = tqdm.tqdm(
+      total=epochs, initial=first_epoch, unit="epoch", disable=None, dynamic_ncols=True
+    )
+
+  def __enter__(self) -> "RunLog":
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self._bar.close()
+    self._events.close()
+    self._file.close()
+
+  def write(self, record: Mapping[str, Any]) -> None:
+    """Logs an epoch: `epoch`, and whatever else was measured, as numbers by name."""
+    self.records.append(dict(record))
+    # NaN is no JSON: an undefined metric is null.
+    clean = {k: None if v != v else v for k, v in record.items()}
+    self._file.write(json.dumps(clean) + "\n")
+    self._file.flush()
+    for name, value in record.items():
+      if name != "epoch":
+        self._events.add_scalar(name, value, record["epoch"])
+    shown = {
+      name.removeprefix("validation/"): f"{value:.4f}"
+      for name, value in record.items()
+      if name == "loss" or (name.startswith("validation/") and name.endswith("/auc"))
+    }
+    self._bar.set_postfix(shown, refresh=False)
+    self._bar.update()

@@ -1,0 +1,25 @@
+"""Trains and evaluates: python -m mmoe_jax.main --config configs/census.py --workdir DIR."""
+
+from absl import flags
+from ml_collections import config_flags
+
+from mmoe_jax import errors, parallel, report, train
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "FILE.py or FILE.py:ARG; --config.KEY=VALUE overrides.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run leaves everything, or goes on.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> None:
+  """Runs the config and prints the table of its metrics."""
+  del argv
+  parallel.initialize()
+  results = train.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+  if parallel.is_first_host():
+    print(report.table(results, _WORKDIR.value))
+
+
+if __name__ == "__main__":
+  errors.run(main)
