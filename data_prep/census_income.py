@@ -69,7 +69,7 @@ def prepare(
   train_path: str,
   test_path: str,
   out: str,
-  max_bins: int = 64,
+  max_bins: int = 128,
   sources: dict[str, str] | None = None,
 ) -> data.Schema:
   """Turns the two raw files into a folder of arrays and a schema.
@@ -163,5 +163,7 @@ if __name__ == "__main__":
   _CACHE = flags.DEFINE_string(
     "cache", None, "Where raw files are kept; default ~/.cache/mmoe_jax."
   )
-  _MAX_BINS = flags.DEFINE_integer("max_bins", 64, "Quantile bins of a continuous column, at most.")
+  _MAX_BINS = flags.DEFINE_integer(
+    "max_bins", 128, "Quantile bins of a continuous column, at most."
+  )
   errors.run(main)

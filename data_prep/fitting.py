@@ -18,7 +18,7 @@ def fit(
   categories: Sequence[str],
   numbers: Sequence[str],
   tasks: Sequence[tuple[str, str, Sequence[str]]],
-  max_bins: int = 64,
+  max_bins: int = 128,
   **fields: Any,
 ) -> data.Schema:
   """Fits a schema on train rows: vocabularies, bins, means and deviations, from them alone.
@@ -28,7 +28,7 @@ def fit(
     categories: nominal columns; ids follow the sorted order of their values.
     numbers: continuous columns, each offered standardised, as quantile bins and as log_int.
     tasks: (name, column, positive values) of each; every other value is negative.
-    max_bins: bins of a continuous column at most; ties make them fewer.
+    max_bins: bins of a continuous column at most; see bin_edges.
     **fields: the other fields of Schema.
 
   Raises:
@@ -41,8 +41,7 @@ def fit(
     features.append(data.IdFeature(column, "category", (column,), tuple(values)))
   for column in numbers:
     x = parse_numbers(frame, column, "the train rows")
-    # "lower" keeps edges at values that occur, so a bin never splits equal values.
-    edges = np.unique(np.quantile(x, np.arange(max_bins) / max_bins, method="lower"))
+    edges = bin_edges(x, max_bins)
     log_int = np.unique(np.floor(np.log1p(x)))
     features.append(data.IdFeature(f"{column}_bins", "bins", (column,), tuple(edges.tolist())))
     features.append(
@@ -63,6 +62,33 @@ def fit(
   return data.Schema(
     id_features=tuple(features), numeric=tuple(numeric), tasks=tuple(fitted), **fields
   )
+
+
+def bin_edges(x: np.ndarray, max_bins: int) -> np.ndarray:
+  """Lower edges of bins with about as many rows each; equal values are never split.
+
+  A value that alone would fill a bin gets one of its own, and the quantiles are taken over the
+  others: most people have no capital gains, and plain quantiles would put all who have into one
+  or two bins. Where there are no more distinct values than bins, each has its own.
+
+  Args:
+    x: (N,) values.
+    max_bins: how many bins at most.
+
+  Returns:
+    Ascending edges, the first being the smallest value.
+  """
+  values, counts = np.unique(x, return_counts=True)
+  if len(values) <= max_bins:
+    return values
+  heavy = counts * max_bins > len(x)
+  # Each heavy value costs its own bin and may cut the others' bin in two.
+  budget = max(1, max_bins - 2 * int(heavy.sum()))
+  light = np.cumsum(np.where(heavy, 0, counts)) / counts[~heavy].sum()
+  bin_of = np.minimum((light - 1e-9) * budget, budget - 1).astype(int)
+  starts = np.ones(len(values), bool)
+  starts[1:] = heavy[1:] | heavy[:-1] | (bin_of[1:] != bin_of[:-1])
+  return values[starts]
 
 
 def store(arrays: data.Arrays, rows: np.ndarray, directory: str) -> int:

@@ -427,12 +427,13 @@ def _find(values: np.ndarray, x: np.ndarray) -> np.ndarray:
 def _labels(frame: pd.DataFrame, task: Task, where: str) -> np.ndarray:
   codes, values = pd.factorize(frame[task.column])
   known = {"": MISSING_LABEL} | dict.fromkeys(task.negative, 0) | dict.fromkeys(task.positive, 1)
-  for value in values:
-    require(
-      value in known,
-      f"{where}, column '{task.column}': '{value}' is no value of the task '{task.name}'; "
-      "leave it empty where the label is not known",
-    )
+  for code, value in enumerate(values):
+    if value not in known:
+      line = frame.index[int(np.argmax(codes == code))]
+      raise UserError(
+        f"{where}, line {line}, column '{task.column}': '{value}' is no value of the task "
+        f"'{task.name}'; leave it empty where the label is not known"
+      )
   return np.array([known[v] for v in values], np.int8)[codes]
 
 

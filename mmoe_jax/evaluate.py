@@ -99,7 +99,7 @@ def make_evaluate(
     named = {}
     weights_WxN = jnp.stack(list(views.values()))
     for t, task in enumerate(tasks):
-      labelled_WxN = weights_WxN * (labels[:, t] != MISSING_LABEL)
+      labelled_WxN = weights_WxN * (labels[None, :, t] != MISSING_LABEL)
       for name, metric in METRICS.items():
         values_W = jax.vmap(metric, (None, None, 0))(logits[:, t], labels[:, t], labelled_WxN)
         named |= {f"{task}/{name}{view}": v for view, v in zip(views, values_W, strict=True)}

@@ -249,8 +249,8 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
           | {"wall_seconds": spent + time.perf_counter() - start}
         )
         if epoch % config.checkpoint.every_epochs == 0:
-          saver.save(epoch, state, state.best)
-    saver.save(epoch, state, state.best)
+          saver.save(epoch, state, state.best.variables)
+    saver.save(epoch, state, state.best.variables)
     results = {"notes": {}, "train_rows": len(splits["train"])}
     for name, split in splits.items():
       arrays = run.devices.spread_chunks(evaluate.eval_arrays(split))

@@ -1,0 +1,56 @@
+"""Strictness for all tests: 8 virtual CPU devices, warnings are errors, no silent broadcasting."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+os.environ["JAX_PLATFORMS"] = os.environ.get("MMOE_TEST_PLATFORM", "cpu")
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from configs import smoke
+from data_prep import census_income
+from tests import census_rows
+
+# (B,) + (B, 1) is a bug that broadcasting would hide.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Many tests compile the same program; each is compiled once a session.
+_CACHE = tempfile.mkdtemp(prefix="mmoe_jax_tests_")
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", _CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory) -> tuple[str, str]:
+  """Paths of a made train file (2,003 rows) and test file (1,001 rows) in the raw format."""
+  folder = tmp_path_factory.mktemp("raw")
+  paths = (str(folder / "census-income.data"), str(folder / "census-income.test"))
+  for path, rows, seed in zip(paths, (2003, 1001), (1, 2), strict=True):
+    census_rows.write(path, census_rows.make(rows, seed))
+  return paths
+
+
+@pytest.fixture(scope="session")
+def prepared(raw, tmp_path_factory) -> str:
+  """A folder with those rows prepared."""
+  out = str(tmp_path_factory.mktemp("prepared") / "census")
+  census_income.prepare(*raw, out)
+  return out
+
+
+@pytest.fixture
+def config(prepared) -> ConfigDict:
+  """The smoke config on the made rows, on one device."""
+  config = smoke.get_config()
+  config.data_dir = prepared
+  config.train.devices = 1
+  config.train.batch_size = 128
+  return config

@@ -1,0 +1,133 @@
+"""The zoo: golden counts, NumPy forward passes, and settings that say what was meant."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmoe_jax import data, layers, losses, models
+from mmoe_jax.errors import UserError
+from tests import reference
+
+KEY = jax.random.key(0)
+SETTINGS = {"name": "mmoe", "embedding_dim": 4, "embedding_dim_of": {}}
+
+
+def schema_of(sizes, numbers, tasks) -> data.Schema:
+  """A schema with features of these numbers of ids."""
+  return data.Schema(
+    columns=(),
+    id_features=tuple(
+      data.IdFeature(f"f{i}", "category", (f"f{i}",), tuple(map(str, range(size - 1))))
+      for i, size in enumerate(sizes)
+    ),
+    numeric=tuple(data.NumericFeature(f"n{i}", 0.0, 1.0) for i in range(numbers)),
+    tasks=tuple(data.Task(f"t{i}", f"t{i}", ("1",), ("0",)) for i in range(tasks)),
+  )
+
+
+def batch(rng, sizes, rows, numbers):
+  ids = np.stack([rng.integers(0, size, rows) for size in sizes], 1).astype(np.uint8)
+  return {"ids": ids, "numeric": rng.normal(size=(rows, numbers)).astype(np.float32)}
+
+
+def test_mmoe_equals_numpy_in_float64():
+  rng = np.random.default_rng()
+  sizes, dims = (5, 60, 3), (4, 7, 4)
+  settings = {**SETTINGS, "embedding_dim_of": {"f1": 7}, "experts": 3, "embedding_init_std": 1.0}
+  model = models.create_model(settings, schema_of(sizes, 2, 2))
+  features = batch(rng, sizes, 33, 2)
+  params = jax.jit(model.init)(KEY, features)["params"]
+  # Random everywhere, biases too: zeros would hide a missing one.
+  params = jax.tree.map(lambda p: jnp.float32(rng.normal(size=p.shape) / 2), params)
+  logits, seen = model.apply({"params": params}, features, mutable=["intermediates"])
+  expected, gates = reference.mmoe(
+    jax.tree.map(np.asarray, params), sizes, dims, 3, 2, features["ids"], features["numeric"]
+  )
+  np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=1e-5)
+  np.testing.assert_allclose(seen["intermediates"]["gates"][0], gates, atol=1e-5)
+
+
+def test_golden_parameter_count_and_first_loss():
+  sizes = (10, 20, 30)
+  model = models.create_model(SETTINGS, schema_of(sizes, 7, 2))
+  features = batch(np.random.default_rng(0), sizes, 64, 7)
+  params = jax.jit(model.init)(KEY, features)["params"]
+  inputs = 3 * 4 + 7
+  experts, gates = 8 * (inputs + 1) * 16, 2 * inputs * 8
+  towers = 2 * ((16 + 1) * 8 + (8 + 1))
+  assert layers.parameter_count(params) == 60 * 4 + experts + gates + towers == 3394
+  labels = np.random.default_rng(1).integers(0, 2, (64, 2)).astype(np.int8)
+  loss = losses.binary_cross_entropy(model.apply({"params": params}, features), labels).mean(0)
+  np.testing.assert_allclose(loss, GOLDEN_LOSS, rtol=1e-4)
+
+
+GOLDEN_LOSS = (0.695609, 0.689455)
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 5])
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_any_number_of_rows_and_tasks(tasks, rows):
+  # DeepCTR-Torch's squeeze breaks at a batch of one.
+  sizes = (3, 4)
+  model = models.create_model(SETTINGS, schema_of(sizes, 1, tasks))
+  features = batch(np.random.default_rng(0), sizes, rows, 1)
+  variables = jax.jit(model.init)(KEY, features)
+  assert model.apply(variables, features).shape == (rows, tasks)
+  alone = {name: a[:1] for name, a in features.items()}
+  np.testing.assert_allclose(
+    model.apply(variables, alone)[0], model.apply(variables, features)[0], rtol=1e-5, atol=1e-6
+  )
+
+
+def test_model_works_without_id_features_and_without_numbers():
+  for sizes, numbers in (((3, 4), 0), ((), 3)):
+    model = models.create_model(SETTINGS, schema_of(sizes, numbers, 2))
+    features = {
+      "ids": np.zeros((2, len(sizes)), np.uint8),
+      "numeric": np.ones((2, numbers), np.float32),
+    }
+    assert model.apply(jax.jit(model.init)(KEY, features), features).shape == (2, 2)
+
+
+def test_one_tasks_logit_depends_on_its_own_gate_and_tower_only():
+  sizes = (3, 4)
+  model = models.create_model(SETTINGS, schema_of(sizes, 1, 2))
+  features = batch(np.random.default_rng(0), sizes, 5, 1)
+  params = jax.jit(model.init)(KEY, features)["params"]
+  grads = jax.grad(lambda p: model.apply({"params": p}, features)[:, 0].sum())(params)
+  for part in ("gates", "towers"):
+    for grad in jax.tree.leaves(grads[part]):
+      np.testing.assert_array_equal(grad[1], 0)
+  assert np.abs(grads["gates"]["Dense_0"]["kernel"][0]).max() > 0
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    ({"name": "mmeo"}, "config.model.name is 'mmeo', .*did you mean 'mmoe'"),
+    ({"expert": 3}, r"config\.model\.expert is no setting of the model 'mmoe'; did you mean 'exp"),
+    ({"experts": 0}, r"config\.model\.experts is 0; must be at least 1"),
+    ({"tower_hidden": (8, 0)}, r"tower_hidden is \(8, 0\); a layer has at least one unit"),
+    ({"expert_activation": "rleu"}, "did you mean 'relu'"),
+    ({"tower_norm": "bach"}, "did you mean 'batch'"),
+    ({"expert_dropout": 1.0}, "at least 0 and below 1"),
+    ({"embedding_dim": 0}, "embedding_dim is 0; must be at least 1"),
+    ({"embedding_dim_of": {"f9": 2}}, "'f9', which does not exist; known: f0"),
+    ({"embedding_dim_of": {"f0": 0}}, r"embedding_dim_of\.f0 is 0"),
+    ({"embedding_init_std": -1.0}, "not negative"),
+  ],
+)
+def test_wrong_settings_say_what_was_meant(settings, message):
+  with pytest.raises(UserError, match=message):
+    models.create_model({**SETTINGS, **settings}, schema_of((3,), 1, 2))
+
+
+def test_every_model_documents_its_paper_and_fields():
+  for model in models.MODELS.values():
+    assert "20" in model.__doc__
+    for field in dataclasses.fields(model):
+      if field.name not in ("parent", "name"):
+        assert field.name in model.__doc__, field.name

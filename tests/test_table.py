@@ -1,0 +1,78 @@
+"""Reading raw tables: every fault is named with its file and line."""
+
+import gzip
+import os
+
+import pytest
+
+from mmoe_jax.errors import UserError
+from mmoe_jax.table import read_table, write_atomically
+
+COLUMNS = ("age", "job", "income")
+
+
+def read(tmp_path, text: str):
+  path = tmp_path / "rows.csv"
+  path.write_text(text)
+  return read_table(str(path), COLUMNS)
+
+
+def test_values_are_stripped_strings(tmp_path):
+  frame = read(tmp_path, '7, Not in universe ,  50000+.\n8, NA, "?\n')
+  assert frame.to_numpy().tolist() == [["7", "Not in universe", "50000+."], ["8", "NA", '"?']]
+  assert frame.index.tolist() == [1, 2]
+
+
+def test_a_header_may_reorder_and_leave_out_columns(tmp_path):
+  frame = read(tmp_path, "job,age\nCook,7\n")
+  assert frame["age"].tolist() == ["7"]
+  assert list(frame.columns) == ["job", "age"]
+  assert frame.index.tolist() == [2]
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("1,2,3\n1,2\n", r"rows\.csv, line 2: 2 columns instead of 3"),
+    ("1,2,3\n1,2,3,4\n", r"rows\.csv, line 2: 4 columns instead of 3"),
+    ("1,2,3\n1,2,3,4,5\n", r"rows\.csv: .*line 2"),
+    ("1,2,3\n\n1,2,3\n", r"rows\.csv, line 2: 1 columns instead of 3"),
+    ("1,2\n3,4\n", r"rows\.csv, line 1: 2 columns instead of 3"),
+    ("", r"rows\.csv: the file is empty"),
+    ("age,jbo,income\n1,2,3\n", r"'jbo', which does not exist; did you mean 'job'"),
+    ("age,age,income\n1,2,3\n", r"names a column twice"),
+    ("age,job,income\n", r"rows\.csv: no rows"),
+  ],
+)
+def test_faults_name_file_and_line(tmp_path, text, message):
+  with pytest.raises(UserError, match=message):
+    read(tmp_path, text)
+
+
+def test_an_empty_last_value_is_not_a_missing_column(tmp_path):
+  assert read(tmp_path, "1,2,\n1,2,3\n")["income"].tolist() == ["", "3"]
+
+
+def test_gzip_is_read_and_truncated_gzip_is_named(tmp_path):
+  path = tmp_path / "rows.csv.gz"
+  path.write_bytes(gzip.compress(b"1,2,3\n" * 1000))
+  assert len(read_table(str(path), COLUMNS)) == 1000
+  path.write_bytes(path.read_bytes()[:-20])
+  with pytest.raises(UserError, match=r"rows\.csv\.gz: not a table"):
+    read_table(str(path), COLUMNS)
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path):
+  path = tmp_path / "rows.csv"
+  path.write_bytes(bytes(range(128, 256)) * 10)
+  with pytest.raises(UserError, match=r"rows\.csv: not a table"):
+    read_table(str(path), COLUMNS)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
+  path = tmp_path / "out.txt"
+  write_atomically(str(path), "first")
+  with pytest.raises(TypeError):
+    write_atomically(str(path), 5)
+  assert path.read_text() == "first"
+  assert os.listdir(tmp_path) == ["out.txt"]

@@ -1,0 +1,410 @@
+"""The engine: what a step, an epoch and a run must be, however they are cut."""
+
+import itertools
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import smoke
+from mmoe_jax import checkpoint, data, models, parallel, train
+from mmoe_jax.errors import UserError
+
+KEY = jax.random.key(0)
+TASKS = ("income_50k", "marital_stat")
+
+
+@pytest.fixture
+def setup(prepared):
+  """A small model, its optimizer and host arrays of the made train rows."""
+  schema, splits = data.load(prepared, TASKS, "demo")
+  settings = smoke.get_config().model
+  model = models.create_model(settings, schema)
+  split = splits["train"]
+  arrays = {
+    "features": split.features,
+    "labels": split.labels,
+    "weights": np.ones(len(split), np.float32),
+  }
+  return schema, model, optax.adam(1e-2), arrays
+
+
+def init(model, tx, arrays, averaged=False):
+  features = {name: a[:1] for name, a in arrays["features"].items()}
+  return jax.jit(lambda key, x: train.init_state(key, model, tx, x, averaged))(KEY, features)
+
+
+def leaves_equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def restored(workdir, config):
+  """The raw arrays of the last checkpoint, by whatever names they have there."""
+  schema, splits = data.load(config.data_dir, **config.data)
+  run = train._create_run(config, schema, splits["train"])
+  with checkpoint.Checkpoints(str(workdir), read_only=True) as saver:
+    return saver.restore_state(run.state)
+
+
+def test_one_step_is_the_gradient_of_the_weighted_loss(setup):
+  _, model, _, arrays = setup
+  tx = optax.sgd(0.1)
+  batch = jax.tree.map(lambda a: jnp.asarray(a[:50]), arrays)
+  labels = np.array(batch["labels"])
+  labels[:10, 0] = data.MISSING_LABEL
+  batch["labels"] = labels
+  batch["weights"] = jnp.arange(50.0)
+  state = init(model, tx, arrays)
+
+  def by_hand(params):
+    z = model.apply({"params": params}, batch["features"])
+    each = jnp.logaddexp(0, z) - z * (labels == 1)
+    w = jnp.arange(50.0)
+    income = (each[10:, 0] * w[10:]).sum() / w[10:].sum()
+    return 2.0 * income + 0.5 * (each[:, 1] * w).sum() / w.sum()
+
+  new, losses = jax.jit(train.make_train_step(model, tx, (2.0, 0.5)))(state, batch, KEY)
+  grads = jax.jit(jax.grad(by_hand))(state.params)
+  expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.params, expected)
+  np.testing.assert_allclose(2.0 * losses[0] + 0.5 * losses[1], by_hand(state.params), rtol=1e-5)
+
+
+def test_an_epoch_is_its_steps_one_after_another(setup):
+  _, model, tx, arrays = setup
+  step = jax.jit(train.make_train_step(model, tx, (1.0, 1.0)))
+  state = init(model, tx, arrays)
+  epoch = jax.jit(train.make_train_epoch(step, 500))
+  scanned, losses = epoch(state, arrays, KEY, np.int32(0))
+  assert losses.shape == (5, 2)
+  order = np.asarray(train.permutation(train.fold_in(KEY, "shuffle"), 2003))
+  for i in range(5):
+    rows = order[np.arange(500 * i, 500 * (i + 1)) % 2003]
+    batch = jax.tree.map(lambda a, rows=rows: a[rows], arrays)
+    batch["weights"] = batch["weights"] * (np.arange(500 * i, 500 * (i + 1)) < 2003)
+    state, _ = step(state, batch, train.fold_in(KEY, "dropout", i, 0))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), scanned.params, state.params
+  )
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 2003, 5000])
+def test_every_row_counts_exactly_once_in_an_epoch(batch_size, shuffle):
+  rows = 100
+  arrays = {"labels": np.zeros((rows, 1), np.int8), "weights": np.ones(rows, np.float32)}
+  arrays["number"] = np.arange(rows)
+
+  def step(seen, batch, key):
+    counts = seen.params.at[batch["number"]].add(batch["weights"])
+    return seen._replace(step=seen.step + 1, params=counts), batch["number"]
+
+  state = train.State(jnp.int32(0), jnp.zeros(rows), *[()] * 4)
+  epoch = jax.jit(train.make_train_epoch(step, batch_size, shuffle=shuffle))
+  seen, numbers = epoch(state, arrays, KEY, np.int32(0))
+  np.testing.assert_array_equal(seen.params, 1)
+  in_order = np.array_equal(numbers.ravel()[:rows], np.arange(rows))
+  assert in_order == (not shuffle)
+
+
+def test_nothing_crosses_to_the_host_inside_an_epoch(setup):
+  _, model, tx, arrays = setup
+  step = train.make_train_step(model, tx, (1.0, 1.0))
+  devices = parallel.Devices(1)
+  arrays, state = devices.replicate(arrays), devices.replicate(init(model, tx, arrays))
+  key = devices.replicate(KEY)
+  epoch = devices.compile(train.make_train_epoch(step, 256), state, arrays, key)
+  with jax.transfer_guard("disallow"):
+    state, losses = epoch(state, arrays, key)
+  assert np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("count", [2, 8])
+def test_n_devices_equal_one(prepared, config, count, norm):
+  config.model.expert_norm = norm
+  config.train.batch_size = 512  # 2,003 rows: the last batch is mostly padding.
+  schema, splits = data.load(config.data_dir, **config.data)
+  # With SGD: Adam blows a rounding error in a tiny gradient up to a whole step.
+  for group in ("dense", "embedding"):
+    config.optimizer[group].name = "sgd"
+    config.optimizer[group].learning_rate = 0.1
+  ends = []
+  for devices in (1, count):
+    config.train.devices = devices
+    run = train._create_run(config, schema, splits["train"])
+    state = run.state
+    for epoch in (1, 2):
+      state, losses = run.train_epoch(state, run.data, train.fold_in(run.key, "epoch", epoch))
+    assert losses.shape == (4, 2)
+    ends.append((state.params, state.batch_stats, losses))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-5), *ends
+  )
+
+
+def test_the_average_follows_the_parameters(setup):
+  _, model, tx, arrays = setup
+  step = jax.jit(train.make_train_step(model, tx, (1.0, 1.0), average_decay=0.9))
+  state = init(model, tx, arrays, averaged=True)
+  expected = jax.tree.map(np.float64, jax.device_get(state.params))
+  for i in range(30):
+    state, _ = step(state, arrays, KEY)
+    decay = min(0.9, (1 + i) / (10 + i))
+    expected = jax.tree.map(
+      lambda e, p, d=decay: d * e + (1 - d) * np.float64(p), expected, jax.device_get(state.params)
+    )
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.average, expected)
+  assert state.variables["params"] is state.average
+
+
+def test_keys_differ_by_purpose_epoch_and_step():
+  keys = [train.fold_in(KEY, p, e, s) for p, e, s in itertools.product("ab", (0, 1), (0, 1))]
+  assert len({jax.random.bits(key).item() for key in keys}) == 8
+
+
+def test_keep_best_keeps_the_best(setup):
+  _, model, tx, arrays = setup
+  state = init(model, tx, arrays)
+  for epoch, value in enumerate([0.5, 0.9, 0.7, 0.9], start=1):
+    params = jax.tree.map(lambda p, e=epoch: jnp.full_like(p, e), state.params)
+    state = train.keep_best(state._replace(params=params), value, epoch)
+  assert int(state.best.epoch) == 2
+  assert all((p == 2).all() for p in jax.tree.leaves(state.best.variables["params"]))
+
+
+def test_results_hold_the_contract(config, tmp_path):
+  results = train.train_and_evaluate(config, str(tmp_path / "w"))
+  assert json.loads((tmp_path / "w" / "results.json").read_text()) == results
+  views = ("", "_16_and_over", "_weighted", "_weighted_16_and_over")
+  names = {
+    f"{task}/{metric}{view}"
+    for task in TASKS
+    for metric in ("auc", "log_loss", "pcoc")
+    for view in views
+  }
+  for split in data.SPLITS:
+    assert set(results[split]) == names
+    assert all(np.isfinite(v) for v in results[split].values())
+  assert results["epochs"] == 3
+  assert 1 <= results["best_epoch"] <= 3
+  assert results["rows_per_second"] > 0
+  assert results["wall_seconds"] > 0
+  assert results["parameters"] > 0
+  assert results["notes"] == {}
+  held = set(os.listdir(tmp_path / "w"))
+  assert {"config.json", "schema.json", "metrics.jsonl", "checkpoints", "results.json"} <= held
+  assert any(name.startswith("events.out.tfevents") for name in held)
+  lines = [json.loads(x) for x in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()]
+  assert [x["epoch"] for x in lines] == [1, 2, 3]
+  # It learns: the made labels depend on the features.
+  assert lines[-1]["loss"] < lines[0]["loss"]
+  assert results["test"]["income_50k/auc"] > 0.7
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(config, tmp_path):
+  runs = []
+  for i, seed in enumerate((7, 7, 8)):
+    config.seed = seed
+    results = train.train_and_evaluate(config, str(tmp_path / str(i)))
+    runs.append(results["test"])
+  assert runs[0] == runs[1]
+  assert runs[0] != runs[2]
+
+
+@pytest.mark.parametrize("stops", [(1,), (1, 2), (3,)])
+def test_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path, stops, monkeypatch):
+  config.train.epochs = 4
+  config.model.expert_dropout = 0.2
+  config.model.tower_norm = "batch"
+  config.train.average_decay = 0.99
+  config.optimizer.dense.schedule = "cosine"
+  train.train_and_evaluate(config, str(tmp_path / "whole"))
+  save = checkpoint.Checkpoints.save
+  for stop in stops:
+
+    def dying(self, epoch, state, best, stop=stop):
+      if epoch > stop:
+        raise KeyboardInterrupt
+      save(self, epoch, state, best)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", dying)
+    with pytest.raises(KeyboardInterrupt):
+      train.train_and_evaluate(config, str(tmp_path / "cut"))
+  monkeypatch.setattr(checkpoint.Checkpoints, "save", save)
+  train.train_and_evaluate(config, str(tmp_path / "cut"))
+  whole, cut = (restored(tmp_path / name, config) for name in ("whole", "cut"))
+  leaves_equal(whole, cut)
+  metrics = [
+    [json.loads(x) for x in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+    for name in ("whole", "cut")
+  ]
+  for a, b in zip(*metrics, strict=True):
+    assert {k: a[k] for k in a if "second" not in k} == {k: b[k] for k in b if "second" not in k}
+
+
+def test_a_finished_run_started_again_only_evaluates(config, tmp_path):
+  first = train.train_and_evaluate(config, str(tmp_path / "w"))
+  again = train.train_and_evaluate(config, str(tmp_path / "w"))
+  for split in data.SPLITS:
+    assert first[split] == again[split]
+  assert len((tmp_path / "w" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_patience_stops_and_the_best_weights_are_what_is_kept(config, tmp_path):
+  config.train.epochs = 30
+  config.select.patience = 2
+  for group in ("dense", "embedding"):
+    config.optimizer[group].learning_rate = 0.05  # Overfits 2,003 rows at once.
+  results = train.train_and_evaluate(config, str(tmp_path / "w"))
+  assert results["epochs"] < 30
+  assert results["epochs"] == results["best_epoch"] + 2
+  lines = [json.loads(x) for x in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()]
+  measured = [x["validation/income_50k/auc"] for x in lines]
+  assert np.argmax(measured) + 1 == results["best_epoch"]
+  assert results["validation"]["income_50k/auc"] == pytest.approx(max(measured), abs=1e-6)
+
+
+def test_best_weights_are_kept_also_when_patience_never_fires(config, tmp_path):
+  # torch-rechub restores them only on an early stop.
+  config.train.epochs = 12
+  config.select.patience = 0
+  for group in ("dense", "embedding"):
+    config.optimizer[group].learning_rate = 0.05
+  results = train.train_and_evaluate(config, str(tmp_path / "w"))
+  lines = [json.loads(x) for x in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()]
+  measured = [x["validation/income_50k/auc"] for x in lines]
+  assert results["best_epoch"] < 12
+  assert results["validation"]["income_50k/auc"] == pytest.approx(max(measured), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("metric", "tasks"), [("auc", ()), ("log_loss", ()), ("log_loss", TASKS[1:])]
+)
+def test_selection_follows_the_named_measure(config, tmp_path, metric, tasks):
+  config.select.metric, config.select.tasks = metric, tasks
+  config.train.epochs = 6
+  config.select.patience = 0
+  results = train.train_and_evaluate(config, str(tmp_path / "w"))
+  lines = [json.loads(x) for x in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()]
+  names = [f"validation/{t}/{metric}" for t in tasks or TASKS]
+  measured = [np.mean([x[name] for name in names]) for x in lines]
+  best = np.argmin(measured) if metric == "log_loss" else np.argmax(measured)
+  assert results["best_epoch"] == best + 1
+
+
+def test_test_rows_decide_nothing(config, prepared, tmp_path):
+  first = train.train_and_evaluate(config, str(tmp_path / "a"))
+  load = data.load
+
+  def flipped(*args, **kwargs):
+    schema, splits = load(*args, **kwargs)
+    splits["test"].labels[:] = 1 - splits["test"].labels
+    return schema, splits
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(data, "load", flipped)
+    second = train.train_and_evaluate(config, str(tmp_path / "b"))
+  for split in ("train", "validation"):
+    assert first[split] == second[split]
+  assert first["best_epoch"] == second["best_epoch"]
+  assert second["test"]["income_50k/auc"] == pytest.approx(1 - first["test"]["income_50k/auc"])
+
+
+def test_a_loss_that_is_not_finite_stops_with_epoch_and_task(config, tmp_path):
+  train.train_and_evaluate(config, str(tmp_path / "w"))
+  config.train.epochs = 4
+  for group in ("dense", "embedding"):
+    config.optimizer[group].name = "sgd"
+    config.optimizer[group].learning_rate = 1e30
+  with pytest.raises(UserError, match=r"the loss of task '\w+' is not finite in epoch 1, step"):
+    train.train_and_evaluate(config, str(tmp_path / "broken"))
+  assert os.listdir(tmp_path / "broken" / "checkpoints") == []
+
+
+def test_one_task_and_three_tasks_train(config, tmp_path):
+  for tasks in (("education",), ("education", "marital_stat", "income_50k")):
+    config.data.tasks = tasks
+    config.select.tasks = ()
+    results = train.train_and_evaluate(config, str(tmp_path / str(len(tasks))))
+    assert results["test"][f"{tasks[0]}/auc"] > 0.4
+
+
+def test_a_one_class_split_gives_null_with_a_reason(config, tmp_path, monkeypatch):
+  load = data.load
+
+  def one_class(*args, **kwargs):
+    schema, splits = load(*args, **kwargs)
+    splits["test"].labels[:, 0] = 0
+    return schema, splits
+
+  monkeypatch.setattr(data, "load", one_class)
+  results = train.train_and_evaluate(config, str(tmp_path / "w"))
+  assert results["test"]["income_50k/auc"] is None
+  assert results["notes"]["test/income_50k/auc"] == "no positive row"
+
+
+def test_warm_start_takes_the_best_weights_of_another_run(config, tmp_path):
+  first = train.train_and_evaluate(config, str(tmp_path / "a"))
+  config.train.warm_start = str(tmp_path / "a")
+  config.train.epochs = 0
+  second = train.train_and_evaluate(config, str(tmp_path / "b"))
+  assert first["test"] == second["test"]
+  config.train.epochs = 1
+  third = train.train_and_evaluate(config, str(tmp_path / "c"))
+  lines = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
+  assert (
+    json.loads((tmp_path / "c" / "metrics.jsonl").read_text())["loss"]
+    < json.loads(lines[0])["loss"]
+  )
+  assert third["epochs"] == 1
+
+
+def test_sample_weights_change_the_loss_that_is_minimised(config, tmp_path):
+  plain = train.train_and_evaluate(config, str(tmp_path / "a"))
+  config.loss.sample_weight = True
+  weighted = train.train_and_evaluate(config, str(tmp_path / "b"))
+  assert plain["test"] != weighted["test"]
+
+
+def test_a_work_directory_of_another_run_is_refused_and_unharmed(config, tmp_path):
+  train.train_and_evaluate(config, str(tmp_path / "w"))
+  before = {p: p.read_bytes() for p in (tmp_path / "w").glob("*.json*")}
+  config.model.experts = 5
+  with pytest.raises(UserError, match=r"holds a run with config\.model\.experts=4, not 5"):
+    train.train_and_evaluate(config, str(tmp_path / "w"))
+  assert before == {p: p.read_bytes() for p in (tmp_path / "w").glob("*.json*")}
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "message"),
+  [
+    ("train.batch_size", 0, "batch_size is 0"),
+    ("train.epochs", -1, "epochs is -1"),
+    ("train.devices", 99, "devices is 99; there are 8"),
+    ("train.average_decay", 1.0, r"must be in \[0, 1\)"),
+    ("train.warm_start", "nowhere", "nowhere: no checkpoints here"),
+    ("checkpoint.every_epochs", 0, "every_epochs is 0"),
+    ("select.metric", "auk", "did you mean 'auc'"),
+    ("select.tasks", ("income",), "did you mean 'income_50k'"),
+    ("select.patience", -1, "patience is -1"),
+    ("loss.task_weights", (1.0,), "has 1 numbers for 2 tasks"),
+    ("loss.task_weights", (0.0, 0.0), "not all 0"),
+    ("data_dir", "nowhere", "nowhere: no prepared data here"),
+  ],
+)
+def test_impossible_settings_are_named_and_write_nothing(config, tmp_path, key, value, message):
+  config.update_from_flattened_dict({key: value})
+  with pytest.raises(UserError, match=message):
+    train.train_and_evaluate(config, str(tmp_path / "w"))
+  assert not (tmp_path / "w").exists()
+
+
+def test_devices_must_divide_the_batch(config, tmp_path):
+  config.train.devices, config.train.batch_size = 8, 100
+  with pytest.raises(UserError, match="batch_size is 100, which 8 devices do not divide"):
+    train.train_and_evaluate(config, str(tmp_path / "w"))
