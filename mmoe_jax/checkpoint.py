@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 
 from mmoe_jax.errors import UserError
 
@@ -25,7 +24,6 @@ class Checkpoints:
 
   def __init__(self, workdir: str, read_only: bool = False):
     """Opens `workdir/checkpoints`, which is made unless `read_only`."""
-    logging.set_verbosity(logging.ERROR)  # Orbax logs a dozen lines a save.
     self._directory = os.path.abspath(os.path.join(workdir, FOLDER))
     if read_only and not os.path.isdir(self._directory):
       raise UserError(f"{workdir}: no checkpoints here; is it the --workdir of a training run?")

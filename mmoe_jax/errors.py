@@ -2,10 +2,11 @@
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 
-from absl import app, flags
+from absl import app, flags, logging
 
 
 class UserError(ValueError):
@@ -45,8 +46,23 @@ def describe(error: BaseException) -> str:
   if isinstance(error, OSError) and error.strerror:
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror}"
-  text = error.args[0] if isinstance(error, KeyError) and error.args else error
-  return " ".join(str(text).split()) or type(error).__name__
+  text = str(error)
+  # ml_collections wraps what a config file raised in texts of its own; the cause is in there.
+  patterns = (
+    (r"(?s).*UserError: (.*)", r"{0}"),
+    (
+      r"(?s).*Did you mean \"(.*?)\" instead of \"(.*?)\".*",
+      "config has no key '{1}'; did you mean '{0}'?",
+    ),
+    (r"(?s).*\[Errno \d+\] (.*?): '(.*?)'.*", "{1}: {0}"),
+    (r"[\"']+(\w+)[\"']+", "config has no key '{0}'"),
+    (r"(?s).*Traceback \(most recent call last\):.*\n(.+)", "{0}"),
+  )
+  for pattern, form in patterns:
+    if match := re.fullmatch(pattern, text.strip()):
+      text = form.format(*match.groups())
+      break
+  return " ".join(text.split()) or type(error).__name__
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -61,6 +77,7 @@ def run(main: Callable[[list[str]], None]) -> None:
   """
 
   def parse(argv: list[str]) -> list[str]:
+    logging.set_verbosity(logging.ERROR)  # JAX and orbax log a dozen lines a run.
     try:
       rest = flags.FLAGS(argv)
     # A config file is the user's own code and ml_collections raises what it likes.

@@ -82,7 +82,7 @@ class MMoE(nn.Module):
       axis_name=self.axis_name,
       name="experts",
     )(x_BxD, train)
-    gates_TxBxE = ensemble(Gate, self.tasks)(self.experts, self.gate_hidden, name="gates")(
+    gates_TxBxE = ensemble(Gate, self.tasks)(self.experts, self.gate_hidden, name="gating")(
       x_BxD, train
     )
     self.sow("intermediates", "gates", gates_TxBxE)

@@ -38,7 +38,7 @@ def mmoe(params, sizes, dims, experts, tasks, ids, numeric):
   f = [relu(dense(params["experts"]["Dense_0"], x, i)) for i in range(experts)]
   logits, gates = [], []
   for k in range(tasks):
-    g = softmax(dense(params["gates"]["Dense_0"], x, k))
+    g = softmax(dense(params["gating"]["Dense_0"], x, k))
     mixed = sum(g[:, i : i + 1] * f[i] for i in range(experts))
     h = relu(dense(params["towers"]["Dense_0"], mixed, k))
     logits.append(dense(params["towers"]["Dense_1"], h, k)[:, 0])

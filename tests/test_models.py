@@ -98,10 +98,10 @@ def test_one_tasks_logit_depends_on_its_own_gate_and_tower_only():
   features = batch(np.random.default_rng(0), sizes, 5, 1)
   params = jax.jit(model.init)(KEY, features)["params"]
   grads = jax.grad(lambda p: model.apply({"params": p}, features)[:, 0].sum())(params)
-  for part in ("gates", "towers"):
+  for part in ("gating", "towers"):
     for grad in jax.tree.leaves(grads[part]):
       np.testing.assert_array_equal(grad[1], 0)
-  assert np.abs(grads["gates"]["Dense_0"]["kernel"][0]).max() > 0
+  assert np.abs(grads["gating"]["Dense_0"]["kernel"][0]).max() > 0
 
 
 @pytest.mark.parametrize(

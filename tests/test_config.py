@@ -1,0 +1,111 @@
+"""Configs: arguments that say what was meant, and no key that nothing reads."""
+
+import glob
+import importlib
+import os
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import census
+from mmoe_jax import config as config_lib
+from mmoe_jax import train
+from mmoe_jax.errors import UserError
+
+NAMES = sorted(
+  os.path.basename(path)[:-3]
+  for path in glob.glob(os.path.join(os.path.dirname(census.__file__), "*.py"))
+  if not path.endswith("__init__.py")
+)
+
+
+def test_arguments_have_the_types_of_their_defaults():
+  got = config_lib.parse_arg(
+    "ple,tasks=a+b,n=3,x=1e-3,on=true", model="mmoe", tasks=("c",), n=1, x=0.5, on=False, s="t"
+  )
+  assert got == {"model": "ple", "tasks": ("a", "b"), "n": 3, "x": 1e-3, "on": True, "s": "t"}
+
+
+@pytest.mark.parametrize(
+  ("arg", "message"),
+  [
+    ("mmoe,taks=a", "'taks' does not exist; did you mean 'tasks'"),
+    ("mmoe,tasks", "write key=value; did you mean 'tasks'"),
+    ("n=three", "n='three': must be an integer"),
+    ("on=maybe", "write true or false"),
+  ],
+)
+def test_wrong_arguments_say_what_was_meant(arg, message):
+  with pytest.raises(UserError, match=message):
+    config_lib.parse_arg(arg, model="mmoe", tasks=("c",), n=1, on=False)
+
+
+def test_the_argument_sets_model_tasks_and_protocol():
+  config = census.get_config("mmoe,tasks=education+marital_stat,protocol=paper")
+  assert (config.model.name, config.data.protocol) == ("mmoe", "paper")
+  assert config.data.tasks == ("education", "marital_stat")
+
+
+class _Recording(ConfigDict):
+  """A ConfigDict that notes which of its keys are read, by whatever way."""
+
+  def __init__(self, content, prefix="", read=None):
+    object.__setattr__(self, "read", set() if read is None else read)
+    object.__setattr__(self, "prefix", prefix)
+    super().__init__()
+    for key, value in content.items():
+      nested = isinstance(value, ConfigDict)
+      self[key] = _Recording(value, f"{prefix}{key}.", self.read) if nested else value
+    self.read.clear()
+
+  def __getitem__(self, key):
+    self.read.add(f"{self.prefix}{key}")
+    return super().__getitem__(key)
+
+  def __getattr__(self, key):
+    self.read.add(f"{self.prefix}{key}")
+    return super().__getattr__(key)
+
+  def items(self, *args, **kwargs):
+    return [(key, self[key]) for key in self]
+
+  def to_json_best_effort(self, *args, **kwargs):
+    return "{}"  # Writing a key down is not reading it.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_key_is_read(name, prepared, tmp_path):
+  config = importlib.import_module(f"configs.{name}").get_config()
+  config.data_dir = prepared
+  config.train.epochs, config.train.devices = min(2, config.train.epochs), 1
+  for group in ("dense", "embedding"):
+    if config.optimizer[group].name != "ftrl":
+      config.optimizer[group].warmup_epochs = 0.0
+  recording = _Recording(config)
+  train.train_and_evaluate(recording, str(tmp_path / "w"))
+
+  def keys(tree, prefix=""):
+    for key in tree:
+      value = ConfigDict.__getitem__(tree, key)
+      if isinstance(value, ConfigDict) and len(value):
+        yield from keys(value, f"{prefix}{key}.")
+      else:
+        yield f"{prefix}{key}"
+
+  unread = [key for key in keys(config) if key not in recording.read]
+  assert not unread
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_is_a_recipe(name):
+  module = importlib.import_module(f"configs.{name}")
+  assert f"python -m mmoe_jax.main --config configs/{name}.py" in module.__doc__
+
+
+def test_a_config_derived_from_census_has_the_same_keys():
+  groups = ("optimizer",)  # Optimizers have settings of their own.
+  base = {k for k in census.get_config().to_dict() if k not in groups}
+  for name in NAMES:
+    config = importlib.import_module(f"configs.{name}").get_config()
+    assert {k for k in config.to_dict() if k not in groups} == base
+    assert set(config.model) == set(census.get_config().model)
