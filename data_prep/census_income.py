@@ -56,6 +56,9 @@ TASKS = (
 # Columns that may not be features, beside the chosen tasks' own: income_50k never is one (it is
 # in neither list of columns above), and the paper removes both other labels in both its groups.
 PROTOCOLS = {"demo": (), "paper": ("education", "marital_stat")}
+# A bin for every year of age fits noise: with 43 bins instead of 91 both tasks' validation AUC is
+# better, while income wants the bins of gains, losses and dividends fine (data_prep/README.md).
+MAX_BINS_OF = {"age": 64}
 SLICES = (data.Slice("16_and_over", "age", 16),)
 
 
@@ -108,6 +111,7 @@ def prepare(
       numbers=NUMBERS,
       tasks=TASKS,
       max_bins=max_bins,
+      max_bins_of=MAX_BINS_OF,
       columns=COLUMNS,
       weight_column=WEIGHT,
       slices=SLICES,

@@ -19,6 +19,7 @@ def fit(
   numbers: Sequence[str],
   tasks: Sequence[tuple[str, str, Sequence[str]]],
   max_bins: int = 128,
+  max_bins_of: Mapping[str, int] | None = None,
   **fields: Any,
 ) -> data.Schema:
   """Fits a schema on train rows: vocabularies, bins, means and deviations, from them alone.
@@ -29,6 +30,7 @@ def fit(
     numbers: continuous columns, each offered standardised, as quantile bins and as log_int.
     tasks: (name, column, positive values) of each; every other value is negative.
     max_bins: bins of a continuous column at most; see bin_edges.
+    max_bins_of: column -> a lower limit of its own.
     **fields: the other fields of Schema.
 
   Raises:
@@ -41,7 +43,7 @@ def fit(
     features.append(data.IdFeature(column, "category", (column,), tuple(values)))
   for column in numbers:
     x = parse_numbers(frame, column, "the train rows")
-    edges = bin_edges(x, max_bins)
+    edges = bin_edges(x, min(max_bins, (max_bins_of or {}).get(column, max_bins)))
     log_int = np.unique(np.floor(np.log1p(x)))
     features.append(data.IdFeature(f"{column}_bins", "bins", (column,), tuple(edges.tolist())))
     features.append(

@@ -39,9 +39,15 @@ class RunLog:
     records: all records of the run so far, those of earlier processes included.
   """
 
-  def __init__(self, workdir: str, first_epoch: int, epochs: int):
-    """Opens the log of a run that has `first_epoch` of its `epochs` behind it."""
+  def __init__(self, workdir: str, first_epoch: int, epochs: int, writes: bool = True):
+    """Opens the log of a run that has `first_epoch` of its `epochs` behind it.
+
+    With `writes` False it only collects records: of several hosts, one writes.
+    """
     self.records = read_metrics(workdir, first_epoch)
+    self._writes = writes
+    if not writes:
+      return
     path = os.path.join(workdir, METRICS_FILE)
     write_atomically(path, "".join(json.dumps(r) + "\n" for r in self.records))
     self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
@@ -55,6 +61,8 @@ class RunLog:
     return self
 
   def __exit__(self, *_: Any) -> None:
+    if not self._writes:
+      return
     self._bar.close()
     self._events.close()
     self._file.close()
@@ -62,6 +70,8 @@ class RunLog:
   def write(self, record: Mapping[str, Any]) -> None:
     """Logs an epoch: `epoch`, and whatever else was measured, as numbers by name."""
     self.records.append(dict(record))
+    if not self._writes:
+      return
     # NaN is no JSON: an undefined metric is null.
     clean = {k: None if v != v else v for k, v in record.items()}
     self._file.write(json.dumps(clean) + "\n")

@@ -117,8 +117,7 @@ class Devices:
         donate_argnums=0,
         devices=self._devices,
       )
-      local = [i for i, d in enumerate(self._devices) if d.process_index == jax.process_index()]
-      shard = np.array(local, np.int32)
+      shard = np.arange(self.count, dtype=np.int32)
     on_cpu = self._devices[0].platform == "cpu"
     options = _CPU_OPTIONS if on_cpu else None
     shard = jax.device_put(shard, self._devices[0]) if self.count == 1 else self.spread(shard)

@@ -229,7 +229,8 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
     epoch = int(state.step) // run.steps_per_epoch
     measure = evaluate.make_evaluate(run.model, tasks)
     held_out = run.devices.spread_chunks(evaluate.eval_arrays(splits["validation"], False))
-    with logs.RunLog(workdir, epoch, config.train.epochs) as log:
+    writes = parallel.is_first_host()
+    with logs.RunLog(workdir, epoch, config.train.epochs, writes) as log:
       spent = log.records[-1]["wall_seconds"] if log.records else 0.0
       while epoch < config.train.epochs and not _out_of_patience(state, epoch, config):
         epoch += 1
