@@ -50,6 +50,8 @@ WORKDIR=${WORKDIR:-runs/$name}
 
 if [ ! -f "$DATA/schema.json" ]; then
   "$python" -m data_prep.census_income --out "$DATA" ${SOURCE:+--source "$SOURCE"}
+elif [ -n "${SOURCE:-}" ]; then
+  echo "$DATA is prepared already; SOURCE is not looked at"
 fi
 echo "training $CONFIG in $WORKDIR …"
 exec "$python" -m mmoe_jax.main --config "$CONFIG" --workdir "$WORKDIR" \

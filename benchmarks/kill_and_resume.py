@@ -14,11 +14,9 @@ import subprocess
 import sys
 import time
 
-import numpy as np
-import orbax.checkpoint as ocp
 from absl import flags
 
-from mmoe_jax import errors
+from mmoe_jax import checkpoint, errors
 
 
 def _start(workdir: str) -> subprocess.Popen:
@@ -33,27 +31,6 @@ def _finish(workdir: str) -> float:
   return time.perf_counter() - start
 
 
-def _arrays(workdir: str) -> dict[str, np.ndarray]:
-  """All arrays of the last checkpoint by path, read without the package's own code."""
-  folder = os.path.join(os.path.abspath(workdir), "checkpoints")
-  last = max(os.listdir(folder), key=int)
-  tree = ocp.PyTreeCheckpointer().restore(os.path.join(folder, last, "state"))
-  flat = {}
-
-  def walk(prefix: str, node: object) -> None:
-    if isinstance(node, dict):
-      for key, value in node.items():
-        walk(f"{prefix}/{key}", value)
-    elif isinstance(node, list | tuple):
-      for i, value in enumerate(node):
-        walk(f"{prefix}/{i}", value)
-    elif node is not None:
-      flat[prefix] = np.asarray(node)
-
-  walk("", tree)
-  return flat
-
-
 def main(argv: list[str]) -> None:
   """The command line."""
   del argv
@@ -65,16 +42,18 @@ def main(argv: list[str]) -> None:
   print(f"left alone: {seconds:.1f} s")
   for i in range(_KILLS.value):
     process = _start(killed)
-    wait = rng.uniform(0.2, 0.9) * seconds * (1 - i / (_KILLS.value + 1))
+    # A run that goes on has less before it: later kills come earlier.
+    wait = rng.uniform(0.3, 1.0) * seconds * (1 - i / (_KILLS.value + 1))
     time.sleep(wait)
-    running = process.poll() is None
+    errors.require(process.poll() is None, f"the run had ended after {wait:.1f} s; try a --seed")
     process.send_signal(signal.SIGKILL)
     process.wait()
     folder = os.path.join(killed, "checkpoints")
     there = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    print(f"kill {i + 1} after {wait:.1f} s, running: {running}; checkpoints: {there}")
+    print(f"kill {i + 1} after {wait:.1f} s; checkpoints: {', '.join(there) or 'none'}", flush=True)
+  errors.require(checkpoint.exists(killed), "no kill came after a checkpoint; try another --seed")
   _finish(killed)
-  a, b = _arrays(whole), _arrays(killed)
+  a, b = checkpoint.read_raw(whole), checkpoint.read_raw(killed)
   errors.require(a.keys() == b.keys(), "the checkpoints hold different arrays")
   differ = [k for k in a if a[k].tobytes() != b[k].tobytes()]
   errors.require(not differ, f"{len(differ)} of {len(a)} arrays differ, first {differ[:1]}")

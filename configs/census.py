@@ -1,4 +1,13 @@
-"""MMoE on Census-Income at the field's usual size."""
+"""MMoE on Census-Income at the field's usual size: 8 experts of 16, towers of 8, embeddings of 4.
+
+  python -m mmoe_jax.main --config configs/census.py --workdir runs/census
+
+@RECIPE@
+
+Learning rate, dropout, layer norm, the moving average and the length of training were chosen on the
+validation rows, with two seeds each; the size was not (configs/census_best.py says what larger
+ones give). benchmarks/README.md has the trials.
+"""
 
 from ml_collections import ConfigDict
 
@@ -6,67 +15,71 @@ from mmoe_jax.config import parse_arg
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-  """Every setting of a run.
+  """Every key there is, once.
 
   Args:
-    arg: MODEL,tasks=A+B,protocol=demo|paper (see mmoe_jax/config.py).
+    arg: `MODEL,tasks=A+B,protocol=P`, what changes many keys; each part may be left out.
   """
   arg = parse_arg(arg, model="mmoe", tasks=("income_50k", "marital_stat"), protocol="demo")
   config = ConfigDict()
-  config.seed = 0
-  config.data_dir = "data/census"
+  config.seed = 0  # Of everything: initialisation, order of rows, dropout.
+  config.data_dir = "data/census"  # What data preparation wrote.
 
-  config.data = ConfigDict()
-  config.data.tasks = arg["tasks"]
-  config.data.protocol = arg["protocol"]
-  config.data.numeric = "standardize"
-  config.data.exclude = ()
-  config.data.crosses = ()
+  config.data = data = ConfigDict()
+  data.tasks = arg["tasks"]  # Of income_50k, marital_stat, education; from one up.
+  data.protocol = arg[
+    "protocol"
+  ]  # demo, or paper: neither education nor marital_stat is a feature.
+  data.numeric = "both"  # standardize, bins, both, log_int or none; see data_prep/README.md.
+  data.exclude = ()  # Further columns to leave out.
+  data.crosses = ()  # Crossed features, such as ("sex#education",).
 
-  config.model = ConfigDict()
-  config.model.name = arg["model"]
-  config.model.embedding_dim = 4
-  config.model.embedding_dim_of = ConfigDict()
-  config.model.embedding_init_std = 0.05
-  config.model.embedding_dropout = 0.0
-  config.model.experts = 8
-  config.model.expert_hidden = (16,)
-  config.model.expert_activation = "relu"
-  config.model.expert_norm = "none"
-  config.model.expert_dropout = 0.0
-  config.model.gate_hidden = ()
-  config.model.tower_hidden = (8,)
-  config.model.tower_activation = "relu"
-  config.model.tower_norm = "none"
-  config.model.tower_dropout = 0.0
+  config.model = model = ConfigDict()
+  model.name = arg["model"]  # A key of models.MODELS; the rest are its settings.
+  model.embedding_dim = 4
+  model.embedding_dim_of = ConfigDict()  # Feature -> a width of its own, such as {"age_bins": 8}.
+  model.embedding_init_std = 0.05
+  model.embedding_dropout = 0.0  # Of single coordinates of the models' input.
+  model.experts = 8
+  model.expert_hidden = (16,)  # Units of each hidden layer of an expert.
+  model.expert_activation = "relu"  # relu, gelu, silu, tanh or identity.
+  model.expert_norm = "layer"  # none, layer or batch.
+  model.expert_dropout = 0.2
+  model.gate_hidden = ()  # The paper's gates are linear.
+  model.tower_hidden = (8,)
+  model.tower_activation = "relu"
+  model.tower_norm = "none"
+  model.tower_dropout = 0.0
 
   config.loss = ConfigDict()
-  config.loss.task_weights = ()
-  config.loss.sample_weight = False
+  config.loss.task_weights = ()  # One number a task; empty means 1 for each.
+  config.loss.sample_weight = False  # Whether rows count by their survey weight.
 
   config.optimizer = ConfigDict()
-  config.optimizer.clip_norm = 0.0
-  for group in ("dense", "embedding"):
-    settings = ConfigDict()
-    settings.name = "adam"
-    settings.learning_rate = 1e-3
-    settings.weight_decay = 0.0
-    settings.schedule = "constant"
-    settings.warmup_epochs = 0.0
-    config.optimizer[group] = settings
+  config.optimizer.clip_norm = 0.0  # Bound on the norm of the whole gradient; 0 for none.
+  for group in ("dense", "embedding"):  # Tables, and all other parameters.
+    config.optimizer[group] = ConfigDict(
+      {
+        "name": "adam",  # adam, adagrad, sgd, or ftrl, which has other keys (census_demo.py).
+        "learning_rate": 7e-3,
+        "weight_decay": 0.0,  # Decoupled, on kernels and tables.
+        "schedule": "cosine",  # constant, cosine or linear; the last two end at zero.
+        "warmup_epochs": 0.0,
+      }
+    )
 
   config.train = ConfigDict()
-  config.train.batch_size = 1024
-  config.train.epochs = 10
+  config.train.batch_size = 1024  # Rows of a step, over all devices.
+  config.train.epochs = 12
   config.train.shuffle = True
-  config.train.average_decay = 0.0
-  config.train.warm_start = ""
-  config.train.devices = 0
+  config.train.average_decay = 0.999  # Moving average of the parameters; 0 for none.
+  config.train.warm_start = ""  # Work directory of a run to take the initial parameters from.
+  config.train.devices = 0  # How many to train on; 0 for all there are.
 
-  config.select = ConfigDict()
-  config.select.metric = "auc"
-  config.select.tasks = ("income_50k",)
-  config.select.patience = 5
+  config.select = ConfigDict()  # The epoch that is kept is the best on validation rows, by …
+  config.select.metric = "auc"  # … auc or log_loss …
+  config.select.tasks = ()  # … averaged over these tasks; empty means all.
+  config.select.patience = 5  # Epochs without a better one before training stops; 0 for never.
 
   config.checkpoint = ConfigDict()
   config.checkpoint.every_epochs = 1

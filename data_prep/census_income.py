@@ -7,6 +7,7 @@ README.md beside this file describes the columns, the tasks and the result.
 
 import os
 import shutil
+import tempfile
 import time
 
 import pandas as pd
@@ -92,15 +93,16 @@ def prepare(
     OSError: when a file cannot be read or written.
   """
   errors.require(1 <= max_bins <= 255, f"--max_bins={max_bins}: must be from 1 to 255")
-  out = out.rstrip(os.sep)
+  out = os.path.abspath(out)
+  old = f"{out}.old"
+  if os.path.exists(old) and not os.path.exists(out):
+    os.rename(old, out)  # An earlier preparation was killed between its last two renames.
   if os.path.exists(out):
     # A folder that is not ours must not be lost to a mistyped --out.
-    ours = os.path.isdir(out) and (
-      not os.listdir(out) or os.path.exists(os.path.join(out, "schema.json"))
-    )
+    ours = os.path.isdir(out) and set(os.listdir(out)) <= {"schema.json", *data.SPLITS}
     errors.require(ours, f"{out}: exists and is not prepared data; name another --out")
-  beside = f"{out}.{os.getpid()}.part"
-  os.makedirs(beside)
+  os.makedirs(os.path.dirname(out), exist_ok=True)
+  beside = tempfile.mkdtemp(dir=os.path.dirname(out), prefix=f".{os.path.basename(out)}-")
   try:
     frames = {"train": read_table(train_path, COLUMNS)}
     held_out = read_table(test_path, COLUMNS)
@@ -119,8 +121,9 @@ def prepare(
       sources=sources or {},
     )
     schema = fitting.store_splits(schema, frames, beside)
+    os.chmod(beside, 0o777 & ~_umask())  # mkdtemp's folder is for its owner alone.
     if os.path.exists(out):
-      old = f"{out}.{os.getpid()}.old"
+      shutil.rmtree(old, ignore_errors=True)
       os.rename(out, old)
       os.rename(beside, out)
       shutil.rmtree(old)
@@ -129,6 +132,12 @@ def prepare(
   finally:
     shutil.rmtree(beside, ignore_errors=True)
   return schema
+
+
+def _umask() -> int:
+  mask = os.umask(0)
+  os.umask(mask)
+  return mask
 
 
 def summary(schema: data.Schema, out: str) -> str:

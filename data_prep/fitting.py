@@ -83,8 +83,10 @@ def bin_edges(x: np.ndarray, max_bins: int) -> np.ndarray:
   values, counts = np.unique(x, return_counts=True)
   if len(values) <= max_bins:
     return values
-  heavy = counts * max_bins > len(x)
   # Each heavy value costs its own bin and may cut the others' bin in two.
+  heavy = counts * max_bins > len(x)
+  most = (max_bins - 1) // 2
+  heavy[np.argsort(-counts, kind="stable")[most:]] = False
   budget = max(1, max_bins - 2 * int(heavy.sum()))
   light = np.cumsum(np.where(heavy, 0, counts)) / counts[~heavy].sum()
   bin_of = np.minimum((light - 1e-9) * budget, budget - 1).astype(int)

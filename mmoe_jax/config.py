@@ -1,6 +1,5 @@
 """The argument of a config file: `census.py:ple,tasks=education+marital_stat,protocol=paper`."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from mmoe_jax.errors import UserError, did_you_mean
@@ -48,10 +47,3 @@ def _convert(key: str, text: str, default: Any) -> Any:
   except ValueError as error:
     kind = {int: "an integer", float: "a number"}[type(default)]
     raise UserError(f"config argument {key}='{text}': must be {kind}") from error
-
-
-def check_choice(choices: Mapping[str, Any], name: str, what: str) -> Any:
-  """The choice of that name; raises UserError naming the nearest one."""
-  if name not in choices:
-    raise UserError(f"{what} '{name}' does not exist; {did_you_mean(name, choices)}")
-  return choices[name]

@@ -229,7 +229,8 @@ class Schema:
     names = [t.name for t in self.tasks]
     require(len(tasks) > 0, f"config.data.tasks is empty; known: {', '.join(names)}")
     for task in tasks:
-      require_known(task, names, "a task in config.data.tasks")
+      hint = " (write several as \"('A','B')\")" if "," in task else ""
+      require_known(task, names, f"a task in config.data.tasks{hint}")
     require(len(set(tasks)) == len(tasks), f"config.data.tasks names a task twice: {list(tasks)}")
     require_known(protocol, self.protocols, "config.data.protocol")
     require_known(numeric, NUMERIC_FORMS, "config.data.numeric")
@@ -289,13 +290,19 @@ class Schema:
       with open(path, encoding="utf-8") as file:
         content = json.load(file)
       version = content.pop("format_version")
-    except (ValueError, KeyError, AttributeError) as error:
+      require(
+        version == FORMAT_VERSION,
+        f"{path}: format version {version}, but this code reads {FORMAT_VERSION}; "
+        "prepare the data again",
+      )
+      return cls._from_json(content)
+    except UserError:
+      raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
       raise UserError(f"{path}: not a schema ({error}); prepare the data again") from error
-    require(
-      version == FORMAT_VERSION,
-      f"{path}: format version {version}, but this code reads {FORMAT_VERSION}; "
-      "prepare the data again",
-    )
+
+  @classmethod
+  def _from_json(cls, content: dict[str, Any]) -> "Schema":
     for key, kind in (
       ("id_features", IdFeature),
       ("numeric", NumericFeature),
@@ -369,9 +376,12 @@ def _load_arrays(directory: str, split: str, schema: Schema) -> Arrays:
     len(rows) == 1, f"{directory}/{split}: arrays of different lengths; prepare the data again"
   )
   require(rows != {0}, f"{directory}/{split}: the split is empty; prepare the data again")
+  sizes = np.array([f.size for f in schema.id_features])
+  widths = {"ids": len(sizes), "numbers": len(schema.numeric), "labels": len(schema.tasks)}
+  fits = all(loaded[k].ndim == 2 and loaded[k].shape[1] == n for k, n in widths.items())
+  # Models do not check ids again, so an id that its table lacks must not get past here.
   require(
-    loaded["ids"].shape[1] == len(schema.id_features)
-    and loaded["labels"].shape[1] == len(schema.tasks),
+    fits and bool((loaded["ids"].max(0) < sizes).all()),
     f"{directory}/{split}: arrays that do not fit schema.json; prepare the data again",
   )
   return Arrays(**loaded)

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +18,7 @@ Array = jax.Array
 CHUNK = 8192
 METRICS = {"auc": metrics.auc, "log_loss": metrics.log_loss, "pcoc": metrics.pcoc}
 LOWER_IS_BETTER = ("log_loss",)
+NOT_FINITE = "the model's output is not finite"
 
 
 class EvalArrays(NamedTuple):
@@ -73,7 +73,16 @@ def eval_arrays(split: Split, all_views: bool = True) -> EvalArrays:
   )
 
 
-def make_predict(model: nn.Module) -> Callable[[Any, dict[str, Array]], Array]:
+def place(arrays: EvalArrays, devices: Any) -> EvalArrays:
+  """Puts arrays on the devices (parallel.Devices): rows of a chunk are spread where they can be."""
+  divides = arrays.features["ids"].shape[1] % devices.count == 0
+  features = (
+    devices.spread(arrays.features, axis=1) if divides else devices.replicate(arrays.features)
+  )
+  return EvalArrays(features, *devices.replicate((arrays.labels, arrays.views)))
+
+
+def make_predict(model: Any) -> Callable[[Any, dict[str, Array]], Array]:
   """Returns a compiled function: (variables, features in chunks) -> logits (K·C, T)."""
 
   @jax.jit
@@ -85,7 +94,7 @@ def make_predict(model: nn.Module) -> Callable[[Any, dict[str, Array]], Array]:
 
 
 def make_evaluate(
-  model: nn.Module, tasks: Sequence[str]
+  model: Any, tasks: Sequence[str]
 ) -> Callable[[Any, EvalArrays], dict[str, Array]]:
   """Returns a function: (variables, arrays) -> metrics by name, on the device.
 
@@ -128,11 +137,11 @@ def report(named: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
       task, rest = name.split("/")
       view = next(rest.removeprefix(m) for m in METRICS if rest.startswith(m))
       code = int(named[f"{task}/undefined{view}"])
-      reasons[name] = metrics.REASONS.get(code, "the model's output is not finite")
+      reasons[name] = metrics.REASONS.get(code, NOT_FINITE)
   return values, reasons
 
 
-def make_gates(model: nn.Module) -> Callable[[Any, dict[str, Array]], Array]:
+def make_gates(model: Any) -> Callable[[Any, dict[str, Array]], Array]:
   """Returns a compiled function: (variables, features (B, …)) -> gates_TxBxE."""
 
   @jax.jit

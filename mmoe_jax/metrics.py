@@ -24,13 +24,16 @@ def auc(logits_N: Array, labels_N: Array, weights_N: Array) -> Array:
     weights_N: at least 0.
 
   Returns:
-    A float32 scalar; NaN when the positives or the negatives have no weight.
+    A float32 scalar; NaN when the positives or the negatives have no weight, or when a score
+    that counts is not finite.
   """
   # The order does not depend on the weights, so vmap over weights still sorts only once.
   order = jnp.argsort(logits_N, stable=False)
-  return _auc_of_sorted(
+  area = _auc_of_sorted(
     logits_N[order], (labels_N[order] == 1).astype(jnp.float32), weights_N[order]
   )
+  # Sorting has an opinion on NaN; we have none.
+  return jnp.where((jnp.isfinite(logits_N) | (weights_N == 0)).all(), area, jnp.nan)
 
 
 def _auc_of_sorted(scores_N: Array, positive_N: Array, weights_N: Array) -> Array:

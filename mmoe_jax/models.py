@@ -131,10 +131,7 @@ def create_model(
         f"config.model.{key} is no setting of the model '{name}'; {did_you_mean(key, fields)}"
       )
     _check(key, value)
-  settings = {
-    k: tuple(v) if isinstance(v, Sequence | list) and not isinstance(v, str) else v
-    for k, v in settings.items()
-  }
+  settings = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in settings.items()}
   return MODELS[name](
     feature_sizes=tuple(f.size for f in schema.id_features),
     tasks=len(schema.tasks),
@@ -163,7 +160,10 @@ def _check(key: str, value: Any) -> None:
   elif key.endswith("dropout"):
     require(0 <= value < 1, f"{what} is {value}; a dropout rate is at least 0 and below 1")
   elif key.endswith("hidden"):
-    require(all(n >= 1 for n in value), f"{what} is {tuple(value)}; a layer has at least one unit")
+    require(
+      all(isinstance(n, int) and n >= 1 for n in value),
+      f"{what} is {tuple(value)}; a layer has a whole number of units, at least one",
+    )
   elif key.endswith("std"):
     require(value >= 0, f"{what} is {value}; a standard deviation is not negative")
   else:

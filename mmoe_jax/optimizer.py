@@ -5,6 +5,7 @@ optimizer of its own, as production systems train sparse and dense parameters di
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -80,6 +81,7 @@ _DIRECTIONS: dict[str, Callable[..., optax.GradientTransformation]] = {
   "sgd": lambda momentum=0.0: optax.trace(momentum) if momentum else optax.identity(),
 }
 OPTIMIZERS = (*_DIRECTIONS, "ftrl")
+_COMMON = ("learning_rate", "weight_decay", "schedule", "warmup_epochs")
 
 
 def create_optimizer(
@@ -103,7 +105,10 @@ def create_optimizer(
   }
   optimizer = optax.partition(groups, _group_of_each)
   clip = settings["clip_norm"]
-  require(clip >= 0, f"config.optimizer.clip_norm is {clip}; must be at least 0 (0: no clipping)")
+  require(
+    math.isfinite(clip) and clip >= 0,
+    f"config.optimizer.clip_norm is {clip}; must be at least 0 (0: no clipping)",
+  )
   return optax.chain(optax.clip_by_global_norm(clip), optimizer) if clip else optimizer
 
 
@@ -125,11 +130,16 @@ def _create_group(
   settings: Mapping[str, Any], where: str, steps_per_epoch: int, epochs: int
 ) -> optax.GradientTransformation:
   settings = dict(settings)
+  require("name" in settings, f"{where} has no name; known: {', '.join(OPTIMIZERS)}")
   name = settings.pop("name")
   require_known(name, OPTIMIZERS, f"{where}.name")
   for key, value in settings.items():
-    numeric = isinstance(value, int | float)
-    require(not numeric or value >= 0, f"{where}.{key} is {value}; must be at least 0")
+    if key != "schedule":
+      number = isinstance(value, int | float) and math.isfinite(value)
+      require(number and value >= 0, f"{where}.{key} is {value}; must be a number of at least 0")
+  common = ("learning_rate",) if name == "ftrl" else _COMMON
+  for key in common:
+    require(key in settings, f"{where}.{key} is missing; '{name}' needs {', '.join(common)}")
   require(settings["learning_rate"] > 0, f"{where}.learning_rate must be above 0")
   if name == "ftrl":
     _require_arguments(ftrl, settings, where, name)

@@ -27,9 +27,13 @@ def initialize() -> None:
   JAX find out the rest). Must come before any other use of JAX.
   """
   if os.environ.get("JAX_COORDINATOR_ADDRESS"):
+    numbers = {name: os.environ.get(name, "") for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")}
+    for name, value in numbers.items():
+      require(
+        value.isdigit(), f"${name} is '{value}'; $JAX_COORDINATOR_ADDRESS needs a number there"
+      )
     jax.distributed.initialize(
-      num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
-      process_id=int(os.environ["JAX_PROCESS_ID"]),
+      num_processes=int(numbers["JAX_NUM_PROCESSES"]), process_id=int(numbers["JAX_PROCESS_ID"])
     )
   elif os.environ.get("MMOE_MULTIHOST") == "1":
     jax.distributed.initialize()
@@ -53,6 +57,10 @@ def device_count(wanted: int, batch_size: int) -> int:
   there = jax.device_count()
   require(0 <= wanted <= there, f"config.train.devices is {wanted}; there are {there}")
   count = wanted or there
+  require(
+    jax.process_count() == 1 or count == there,
+    f"config.train.devices is {wanted}; several hosts train on all their {there} devices",
+  )
   require(
     batch_size % count == 0,
     f"config.train.batch_size is {batch_size}, which {count} devices do not divide",
@@ -81,13 +89,6 @@ class Devices:
   def spread(self, tree: Any, axis: int = 0) -> Any:
     """Spreads an axis of every array over the devices, which must divide it."""
     return self._put(tree, PartitionSpec(*[None] * axis, AXIS))
-
-  def spread_chunks(self, arrays: Any) -> Any:
-    """Puts an EvalArrays on the devices: rows within a chunk are spread, where they can be."""
-    chunk = arrays.features["ids"].shape[1]
-    features = self.spread if chunk % self.count == 0 else self.replicate
-    axis = {"axis": 1} if chunk % self.count == 0 else {}
-    return type(arrays)(features(arrays.features, **axis), *self.replicate(arrays[1:]))
 
   def _put(self, tree: Any, spec: PartitionSpec) -> Any:
     where = NamedSharding(self._mesh, spec) if self.count > 1 else self._devices[0]

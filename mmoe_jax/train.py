@@ -49,7 +49,8 @@ class State(NamedTuple):
     step: steps taken.
     params: the trained parameters.
     batch_stats: running statistics of batch norm; empty without it.
-    average: exponential moving average of the parameters, evaluated in their place; () without.
+    average: exponential moving average of `params` and `batch_stats`, as variables, evaluated in
+      their place; () without.
     opt_state: the optimizer's.
     best: what is evaluated in the end.
   """
@@ -64,8 +65,8 @@ class State(NamedTuple):
   @property
   def variables(self) -> Any:
     """What the model is evaluated with."""
-    params = self.average if self.average != () else self.params
-    return {"params": params, "batch_stats": self.batch_stats}
+    own = {"params": self.params, "batch_stats": self.batch_stats}
+    return own if self.average == () else self.average
 
 
 def fold_in(key: Array, purpose: str, *numbers: int | Array) -> Array:
@@ -98,8 +99,9 @@ def init_state(
   """
   variables = model.init(fold_in(key, "init"), features)
   params, stats = variables["params"], variables.get("batch_stats", {})
-  best = Best({"params": params, "batch_stats": stats}, jnp.float32(-jnp.inf), jnp.int32(0))
-  average = params if averaged else ()
+  own = {"params": params, "batch_stats": stats}
+  best = Best(own, jnp.float32(-jnp.inf), jnp.int32(0))
+  average = own if averaged else ()
   return State(jnp.int32(0), params, stats, average, tx.init(params), best)
 
 
@@ -147,7 +149,8 @@ def make_train_step(
     if average_decay:
       # Early on a short memory, so that the random start is soon forgotten.
       decay = jnp.minimum(average_decay, (1.0 + state.step) / (10.0 + state.step))
-      average = optax.incremental_update(params, average, 1 - decay)
+      own = {"params": params, "batch_stats": stats}
+      average = optax.incremental_update(own, average, 1 - decay)
     return State(state.step + 1, params, stats, average, opt_state, state.best), losses_T
 
   return step
@@ -159,11 +162,11 @@ def make_train_epoch(
   devices: int = 1,
   shuffle: bool = True,
 ) -> Callable[[State, dict[str, Any], Array, Array], tuple[State, Array]]:
-  """Returns epoch(state, data, key, shard) -> (state, losses_SxT): a scan of steps over all rows.
+  """Returns epoch(state, arrays, key, shard) -> (state, losses_SxT): a scan of steps over all rows.
 
   Rows are shuffled by number on the device. The last batch is filled up with rows from the
-  beginning of the order, at weight 0: no row is lost or counted twice in the loss, shapes stay
-  the same, and batch norm sees real rows only.
+  beginning of the order, at weight 0: no row is lost or counted twice in the loss, and shapes stay
+  the same. Batch norm does see them, which are rows like any other, where zeros would mislead it.
 
   Args:
     step: one optimizer step, from `make_train_step`.
@@ -173,8 +176,8 @@ def make_train_epoch(
   """
   share = batch_size // devices
 
-  def epoch(state: State, data: dict[str, Any], key: Array, shard: Array) -> tuple[State, Array]:
-    rows = len(data["labels"])
+  def epoch(state: State, arrays: dict[str, Any], key: Array, shard: Array) -> tuple[State, Array]:
+    rows = len(arrays["labels"])
     steps = math.ceil(rows / batch_size)
     slots_SxB = shard * share + batch_size * jnp.arange(steps)[:, None] + jnp.arange(share)[None]
     order_N = permutation(fold_in(key, "shuffle"), rows) if shuffle else jnp.arange(rows)
@@ -183,7 +186,7 @@ def make_train_epoch(
 
     def body(state: State, slot: tuple[Array, Array]) -> tuple[State, Array]:
       rows_B, real_B = slot
-      batch = jax.tree.map(lambda a: a[rows_B], data)
+      batch = jax.tree.map(lambda a: a[rows_B], arrays)
       batch["weights"] = batch["weights"] * real_B
       return step(state, batch, fold_in(key, "dropout", state.step, shard))
 
@@ -222,14 +225,18 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
   schema, splits = data.load(config.data_dir, **config.data)
   tasks = [task.name for task in schema.tasks]
   run = _create_run(config, schema, splits["train"])
-  workdirs.claim(workdir, config, schema)
-  with checkpoint.Checkpoints(workdir) as saver:
+  if config.train.warm_start and not checkpoint.exists(workdir):
+    run = run._replace(state=_warm_start(run.state, config.train.warm_start, schema))
+  writes = parallel.is_first_host()
+  with (
+    workdirs.claim(workdir, config, schema, run.devices.count, writes),
+    checkpoint.Checkpoints(workdir) as saver,
+  ):
     state = saver.restore_state(run.state)
     state = run.state if state is None else state
     epoch = int(state.step) // run.steps_per_epoch
     measure = evaluate.make_evaluate(run.model, tasks)
-    held_out = run.devices.spread_chunks(evaluate.eval_arrays(splits["validation"], False))
-    writes = parallel.is_first_host()
+    held_out = evaluate.place(evaluate.eval_arrays(splits["validation"], False), run.devices)
     with logs.RunLog(workdir, epoch, config.train.epochs, writes) as log:
       spent = log.records[-1]["wall_seconds"] if log.records else 0.0
       while epoch < config.train.epochs and not _out_of_patience(state, epoch, config):
@@ -240,6 +247,7 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
         seconds = time.perf_counter() - began
         _require_finite(losses_SxT, epoch, tasks)
         values, reasons = evaluate.report(jax.device_get(measure(state.variables, held_out)))
+        _require_finite_output(reasons, epoch)
         value = _selection_value(values, reasons, config.select, tasks)
         state = keep_best(state, value, epoch)
         log.write(
@@ -254,7 +262,7 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
     saver.save(epoch, state, state.best.variables)
     results = {"notes": {}, "train_rows": len(splits["train"])}
     for name, split in splits.items():
-      arrays = run.devices.spread_chunks(evaluate.eval_arrays(split))
+      arrays = evaluate.place(evaluate.eval_arrays(split), run.devices)
       values, reasons = evaluate.report(jax.device_get(measure(state.best.variables, arrays)))
       results[name] = {k: None if math.isnan(v) else v for k, v in values.items()}
       results["notes"] |= {f"{name}/{k}": reason for k, reason in reasons.items()}
@@ -265,7 +273,8 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
       "wall_seconds": spent + time.perf_counter() - start,
       "parameters": layers.parameter_count(state.params),
     }
-  workdirs.write_results(workdir, results)
+  if writes:
+    workdirs.write_results(workdir, results)
   return results
 
 
@@ -298,12 +307,11 @@ def _create_run(config: Any, schema: data.Schema, split: data.Split) -> _Run:
   model = models.create_model(config.model, schema, devices.axis_name)
   steps = math.ceil(len(split) / settings.batch_size)
   tx = optimizer.create_optimizer(config.optimizer, steps, settings.epochs)
-  weights = split.weights / split.weights.mean() if config.loss.sample_weight else None
   arrays = devices.replicate(
     {
       "features": split.features,
       "labels": split.labels,
-      "weights": np.ones(len(split), np.float32) if weights is None else weights,
+      "weights": split.weights if config.loss.sample_weight else np.ones_like(split.weights),
     }
   )
   key = jax.random.key(config.seed)
@@ -312,19 +320,23 @@ def _create_run(config: Any, schema: data.Schema, split: data.Split) -> _Run:
   init = functools.partial(init_state, model=plain, tx=tx, averaged=decay > 0)
   sample = {name: a[:1] for name, a in split.features.items()}
   state = devices.replicate(jax.jit(lambda key, sample: init(key, features=sample))(key, sample))
-  if config.train.warm_start:
-    state = _warm_start(state, config.train.warm_start)
   step = make_train_step(model, tx, task_weights, decay, devices.axis_name)
   epoch = make_train_epoch(step, settings.batch_size, devices.count, settings.shuffle)
   compiled = devices.compile(epoch, state, arrays, key)
   return _Run(plain, state, compiled, arrays, key, task_weights, steps, devices)
 
 
-def _warm_start(state: State, workdir: str) -> State:
+def _warm_start(state: State, workdir: str, schema: data.Schema) -> State:
+  other = workdirs.read_schema(workdir)
+  for what in ("id_features", "numeric", "tasks"):
+    require(
+      getattr(other, what) == getattr(schema, what),
+      f"config.train.warm_start: the run in {workdir} has other {what.replace('_', ' ')}",
+    )
   with checkpoint.Checkpoints(workdir, read_only=True) as saver:
     variables = saver.restore_best(state.best.variables)
   require(variables is not None, f"config.train.warm_start: {workdir} holds no checkpoint")
-  average = variables["params"] if state.average != () else ()
+  average = variables if state.average != () else ()
   # Copies, because training donates its state and each array may be given away only once.
   return jax.tree.map(
     jnp.copy,
@@ -343,10 +355,11 @@ def _task_weights(wanted: Sequence[float], schema: data.Schema) -> np.ndarray:
     len(wanted) in (0, tasks),
     f"config.loss.task_weights has {len(wanted)} numbers for {tasks} tasks; give one each, or none",
   )
-  weights = np.array(wanted or [1.0] * tasks, np.float32)
+  numbers = all(isinstance(w, int | float) and math.isfinite(w) for w in wanted)
+  weights = np.array(wanted if wanted and numbers else [1.0] * tasks, np.float32)
   require(
-    bool((weights >= 0).all() and weights.any()),
-    f"config.loss.task_weights is {tuple(wanted)}; weights are >= 0 and not all 0",
+    numbers and bool((weights >= 0).all() and weights.any()),
+    f"config.loss.task_weights is {tuple(wanted)}; weights are numbers >= 0 and not all 0",
   )
   return weights
 
@@ -378,11 +391,26 @@ def _out_of_patience(state: State, epoch: int, config: Any) -> bool:
 
 
 def _require_finite(losses_SxT: np.ndarray, epoch: int, tasks: Sequence[str]) -> None:
-  for t, task in enumerate(tasks):
-    bad = ~np.isfinite(losses_SxT[:, t])
-    if bad.any():
-      raise UserError(
-        f"the loss of task '{task}' is not finite in epoch {epoch}, step {int(np.argmax(bad)) + 1} "
-        f"of {len(bad)}; lower config.optimizer.*.learning_rate or set "
-        "config.optimizer.clip_norm. The last checkpoint is from before"
-      )
+  bad = np.argwhere(~np.isfinite(losses_SxT))
+  if len(bad):
+    step, task = bad[0]
+    raise UserError(
+      f"the loss of task '{tasks[task]}' is not finite in epoch {epoch}, step {step + 1} of "
+      f"{len(losses_SxT)}; {_REMEDY}"
+    )
+
+
+def _require_finite_output(reasons: Mapping[str, str], epoch: int) -> None:
+  """The last step's update may be the one that breaks: no loss has seen it yet."""
+  for name, reason in reasons.items():
+    task = name.split("/")[0]
+    require(
+      reason != evaluate.NOT_FINITE,
+      f"the output for task '{task}' is not finite after epoch {epoch}; {_REMEDY}",
+    )
+
+
+_REMEDY = (
+  "lower config.optimizer.*.learning_rate or set config.optimizer.clip_norm. "
+  "The last checkpoint is from before"
+)

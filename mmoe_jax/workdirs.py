@@ -1,36 +1,60 @@
 """The contract of a work directory: which files it holds, and that they belong to one run."""
 
+import contextlib
+import fcntl
 import json
 import os
-import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 from mmoe_jax.data import Schema
 from mmoe_jax.errors import UserError, require
-from mmoe_jax.parallel import is_first_host
 from mmoe_jax.table import write_atomically
 
 CONFIG = "config.json"
 SCHEMA = "schema.json"
 RESULTS = "results.json"
+LOCK = ".lock"
 # Keys that may change between a run and its continuation: they say where, not what.
-_PLACES = ("data_dir", "train.devices")
+_PLACES = ("data_dir",)
 
 
-def claim(workdir: str, config: Any, schema: Schema) -> None:
-  """Makes the work directory this run's own, or checks that it already is.
+@contextlib.contextmanager
+def claim(workdir: str, config: Any, schema: Schema, devices: int, writes: bool) -> Iterator[None]:
+  """Makes the work directory this run's own while the context lasts.
 
   Writes config.json and schema.json, or compares them when they are there: going on with other
-  settings would mix two runs in one folder.
+  settings would mix two runs in one folder. A lock keeps a second process out; the system frees
+  it however the process ends.
+
+  Args:
+    workdir: the directory, made if absent.
+    config: the settings of the run.
+    schema: what it encodes with.
+    devices: how many devices it trains on. Dropout draws on each anew, so that another number
+      would go on with another run.
+    writes: whether this host is the one that writes and locks; the others do nothing here.
 
   Raises:
-    UserError: when the directory belongs to a run of other settings or data.
+    UserError: when the directory belongs to another run or process.
     OSError: when it cannot be written.
   """
+  if not writes:
+    yield
+    return
   os.makedirs(workdir, exist_ok=True)
-  with tempfile.TemporaryFile(dir=workdir):
-    pass  # Better to fail on a read-only folder now than after an epoch.
+  with open(os.path.join(workdir, LOCK), "w", encoding="utf-8") as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UserError(f"{workdir}: another process is training there") from error
+    _check_or_write(workdir, config, schema, devices)
+    yield
+
+
+def _check_or_write(workdir: str, config: Any, schema: Schema, devices: int) -> None:
   settings = json.loads(config.to_json_best_effort())
+  settings["train"]["devices"] = devices
   path = os.path.join(workdir, CONFIG)
   if os.path.exists(path):
     before, now = _flat(read_config(workdir)), _flat(settings)
@@ -46,7 +70,7 @@ def claim(workdir: str, config: Any, schema: Schema) -> None:
       read_schema(workdir) == schema,
       f"{workdir}: the run there was trained on differently prepared data; name another --workdir",
     )
-  elif is_first_host():
+  else:
     schema.save(os.path.join(workdir, SCHEMA))
     write_atomically(path, json.dumps(settings, indent=1))
 
@@ -55,30 +79,36 @@ def read_config(workdir: str) -> dict[str, Any]:
   """The settings of the run in a work directory. Raises UserError when there is none."""
   path = os.path.join(workdir, CONFIG)
   require(os.path.exists(path), f"{workdir}: no {CONFIG} here; is it the --workdir of a run?")
-  try:
-    with open(path, encoding="utf-8") as file:
-      return json.load(file)
-  except ValueError as error:
-    raise UserError(f"{path}: broken ({error})") from error
+  return _read_object(path)
 
 
 def read_schema(workdir: str) -> Schema:
   """The schema that the run in a work directory encodes with."""
-  return Schema.restore(os.path.join(workdir, SCHEMA))
+  path = os.path.join(workdir, SCHEMA)
+  require(os.path.exists(path), f"{workdir}: no {SCHEMA} here; is it the --workdir of a run?")
+  return Schema.restore(path)
 
 
 def write_results(workdir: str, results: dict[str, Any]) -> None:
-  """Writes results.json, on the first host."""
-  if is_first_host():
-    write_atomically(os.path.join(workdir, RESULTS), json.dumps(results, indent=1))
+  """Writes results.json, the last file of a run."""
+  write_atomically(os.path.join(workdir, RESULTS), json.dumps(results, indent=1))
 
 
 def read_results(workdir: str) -> dict[str, Any]:
   """What `write_results` wrote. Raises UserError when the run has not ended yet."""
   path = os.path.join(workdir, RESULTS)
   require(os.path.exists(path), f"{workdir}: no {RESULTS} here; has the run ended?")
-  with open(path, encoding="utf-8") as file:
-    return json.load(file)
+  return _read_object(path)
+
+
+def _read_object(path: str) -> dict[str, Any]:
+  try:
+    with open(path, encoding="utf-8") as file:
+      content = json.load(file)
+  except ValueError as error:
+    raise UserError(f"{path}: broken ({error}); start anew in another --workdir") from error
+  require(isinstance(content, dict), f"{path}: broken: not a JSON object")
+  return content
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -53,4 +53,12 @@ def config(prepared) -> ConfigDict:
   config.data_dir = prepared
   config.train.devices = 1
   config.train.batch_size = 128
+  # Plain, whatever the configs choose: tests of dropout and the like ask for them.
+  config.model.expert_norm = "none"
+  config.model.expert_dropout = config.model.embedding_dropout = config.model.tower_dropout = 0.0
+  config.train.average_decay = 0.0
+  config.select.tasks = ("income_50k",)
+  for group in ("dense", "embedding"):
+    config.optimizer[group].schedule = "constant"
+    config.optimizer[group].learning_rate = 5e-3
   return config

@@ -3,6 +3,13 @@
 import numpy as np
 
 
+def fresh_rng():
+  """A generator with a fresh seed, which pytest shows when the test fails."""
+  seed = int(np.random.SeedSequence().entropy % 2**32)
+  print(f"np.random.default_rng({seed})")
+  return np.random.default_rng(seed)
+
+
 def relu(x):
   return np.maximum(x, 0)
 

@@ -9,7 +9,7 @@ import pytest
 from data_prep import census_income, fitting
 from mmoe_jax.errors import UserError
 from mmoe_jax.table import read_table
-from tests import census_rows
+from tests import census_rows, reference
 
 
 def test_columns_are_the_42_of_the_names_file_each_with_one_use():
@@ -30,9 +30,13 @@ def test_validation_rows_are_the_demos(prepared, raw):
 def test_preparing_again_replaces_prepared_data_only(raw, tmp_path):
   out = tmp_path / "out"
   census_income.prepare(*raw, str(out))
-  (out / "left_over").write_text("of the old one")
   census_income.prepare(*raw, str(out), max_bins=8)
-  assert not (out / "left_over").exists()
+  assert "bins" in (out / "schema.json").read_text()
+  (out / "notes.txt").write_text("on these very arrays")
+  with pytest.raises(UserError, match="exists and is not prepared data"):
+    census_income.prepare(*raw, str(out))
+  assert (out / "notes.txt").exists()
+  (out / "notes.txt").unlink()
   precious = tmp_path / "precious"
   precious.mkdir()
   (precious / "thesis.tex").write_text("years of work")
@@ -72,7 +76,7 @@ def test_summary_says_rows_positives_and_sizes(raw, tmp_path):
 
 
 def test_bins_give_heavy_values_their_own_and_share_out_the_rest():
-  rng = np.random.default_rng()
+  rng = reference.fresh_rng()
   x = np.where(rng.random(100_000) < 0.96, 0, rng.integers(1, 100_000, 100_000)).astype(float)
   edges = fitting.bin_edges(x, 64)
   assert edges[0] == 0
@@ -83,10 +87,11 @@ def test_bins_give_heavy_values_their_own_and_share_out_the_rest():
 
 @pytest.mark.parametrize("max_bins", [1, 2, 5, 64, 255])
 def test_there_are_never_more_bins_than_asked_for(max_bins):
-  rng = np.random.default_rng()
-  draws = (rng.integers(0, 91, 5000), rng.zipf(1.5, 5000), rng.normal(size=5000), np.zeros(9))
+  rng = reference.fresh_rng()
+  few = np.repeat([0, 1, 2, 3], [20, 60, 20, 2])
+  draws = (few, rng.integers(0, 91, 5000), rng.zipf(1.5, 5000), rng.normal(size=5000), np.zeros(9))
   for x in draws:
     edges = fitting.bin_edges(x.astype(float), max_bins)
-    assert 1 <= len(edges) <= max(max_bins, 1)
+    assert 1 <= len(edges) <= max_bins
     assert edges[0] == x.min()
     assert (np.diff(edges) > 0).all()

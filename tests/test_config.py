@@ -4,13 +4,16 @@ import glob
 import importlib
 import os
 
+import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from configs import census
 from mmoe_jax import config as config_lib
-from mmoe_jax import train
+from mmoe_jax import layers, models, train
 from mmoe_jax.errors import UserError
+from tests.test_models import schema_of
 
 NAMES = sorted(
   os.path.basename(path)[:-3]
@@ -70,7 +73,7 @@ class _Recording(ConfigDict):
     return [(key, self[key]) for key in self]
 
   def to_json_best_effort(self, *args, **kwargs):
-    return "{}"  # Writing a key down is not reading it.
+    return '{"train": {}}'  # Writing a key down is not reading it.
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,6 +103,66 @@ def test_every_key_is_read(name, prepared, tmp_path):
 def test_every_config_is_a_recipe(name):
   module = importlib.import_module(f"configs.{name}")
   assert f"python -m mmoe_jax.main --config configs/{name}.py" in module.__doc__
+  if name != "smoke":
+    assert "test AUC" in module.__doc__
+
+
+# Numbers of ids of the real data's features under the demo protocol, in the schema's order.
+REAL_SIZES = {
+  "category": (
+    10,
+    53,
+    48,
+    18,
+    4,
+    25,
+    16,
+    6,
+    11,
+    3,
+    4,
+    7,
+    9,
+    7,
+    7,
+    52,
+    39,
+    9,
+    11,
+    10,
+    11,
+    4,
+    5,
+    6,
+    44,
+    44,
+    44,
+    6,
+    4,
+    4,
+    4,
+    3,
+  ),
+  "bins": (44, 83, 74, 114, 84, 8, 54),
+  "log_int": (6, 9, 10, 6, 13, 3, 5),
+}
+
+
+@pytest.mark.parametrize(
+  ("name", "kind", "parameters"),
+  [("census", "bins", 28102), ("census_best", "bins", 354754), ("census_demo", "log_int", 2122)],
+)
+def test_golden_parameter_counts_on_the_real_data(name, kind, parameters):
+  config = importlib.import_module(f"configs.{name}").get_config()
+  numbers = 7 if config.data.numeric in ("both", "standardize") else 0
+  schema = schema_of((*REAL_SIZES["category"], *REAL_SIZES[kind]), numbers, 2)
+  model = models.create_model(config.model, schema)
+  features = {
+    "ids": np.zeros((1, len(schema.id_features)), np.uint8),
+    "numeric": np.zeros((1, numbers), np.float32),
+  }
+  shapes = jax.eval_shape(model.init, jax.random.key(0), features)
+  assert layers.parameter_count(shapes["params"]) == parameters
 
 
 def test_a_config_derived_from_census_has_the_same_keys():

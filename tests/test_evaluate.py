@@ -57,7 +57,7 @@ def test_metrics_do_not_depend_on_the_number_of_devices(fitted):
   measure = evaluate.make_evaluate(model, TASKS)
   one, eight = (
     jax.device_get(
-      measure(devices.replicate(variables), devices.spread_chunks(evaluate.eval_arrays(split)))
+      measure(devices.replicate(variables), evaluate.place(evaluate.eval_arrays(split), devices))
     )
     for devices in (parallel.Devices(1), parallel.Devices(8))
   )

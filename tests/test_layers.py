@@ -18,7 +18,7 @@ def random_features(rng, sizes, rows, numbers):
 
 @pytest.mark.parametrize("dims", [(4, 4, 4), (2, 8, 2), (1, 2, 3)])
 def test_embedding_looks_up_each_features_own_rows(dims):
-  rng = np.random.default_rng()
+  rng = reference.fresh_rng()
   sizes = (3, 200, 7)
   features = random_features(rng, sizes, 50, 2)
   module = layers.FeatureEmbedding(sizes, dims)
@@ -68,7 +68,7 @@ def test_ensemble_feeds_all_the_same_or_each_its_own():
 
 @pytest.mark.parametrize("activation", sorted(layers.ACTIVATIONS))
 def test_mlp_is_dense_norm_activation_then_linear(activation):
-  rng = np.random.default_rng()
+  rng = reference.fresh_rng()
   x = rng.normal(size=(9, 6)).astype(np.float32)
   module = layers.Mlp((5,), out=2, activation=activation, norm="layer")
   params = jax.tree.map(np.asarray, module.init(KEY, x, False))["params"]
@@ -118,7 +118,7 @@ def test_gates_sum_to_one_start_near_uniform_and_differ():
 
 def test_gate_is_softmax_of_a_linear_map():
   # torch-rechub puts batch norm before the softmax; the paper does not.
-  rng = np.random.default_rng()
+  rng = reference.fresh_rng()
   x = rng.normal(size=(20, 6)).astype(np.float32)
   gate = layers.Gate(4)
   params = {"Dense_0": {"kernel": rng.normal(size=(6, 4)).astype(np.float32)}}

@@ -12,7 +12,7 @@ CASES = ("random", "tied", "weighted", "tied and weighted", "rare", "all tied")
 
 
 def draw(case: str, rows: int):
-  rng = np.random.default_rng()
+  rng = reference.fresh_rng()
   scores = rng.normal(size=rows)
   if "tied" in case:
     scores = np.zeros(rows) if case == "all tied" else np.round(scores, 1)

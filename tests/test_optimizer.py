@@ -30,7 +30,7 @@ def create(dense=None, embedding=None, clip_norm=0.0, steps=10, epochs=10):
 
 @pytest.mark.parametrize(("l1", "l2"), [(0.0, 0.0), (1.0, 120.0), (0.3, 0.1)])
 def test_ftrl_equals_its_algorithm(l1, l2):
-  rng = np.random.default_rng()
+  rng = reference.fresh_rng()
   w = rng.normal(size=6).astype(np.float32)
   w[0] = 0
   gradients = rng.normal(size=(30, 6)).astype(np.float32)

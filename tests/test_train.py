@@ -1,5 +1,6 @@
 """The engine: what a step, an epoch and a run must be, however they are cut."""
 
+import fcntl
 import itertools
 import json
 import os
@@ -9,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
-from configs import smoke
 from mmoe_jax import checkpoint, data, models, parallel, train
 from mmoe_jax.errors import UserError
 
@@ -19,11 +20,10 @@ TASKS = ("income_50k", "marital_stat")
 
 
 @pytest.fixture
-def setup(prepared):
+def setup(prepared, config):
   """A small model, its optimizer and host arrays of the made train rows."""
   schema, splits = data.load(prepared, TASKS, "demo")
-  settings = smoke.get_config().model
-  model = models.create_model(settings, schema)
+  model = models.create_model(config.model, schema)
   split = splits["train"]
   arrays = {
     "features": split.features,
@@ -111,13 +111,18 @@ def test_every_row_counts_exactly_once_in_an_epoch(batch_size, shuffle):
   assert in_order == (not shuffle)
 
 
-def test_nothing_crosses_to_the_host_inside_an_epoch(setup):
+def test_an_epoch_is_one_program_that_never_asks_the_host(setup):
   _, model, tx, arrays = setup
   step = train.make_train_step(model, tx, (1.0, 1.0))
   devices = parallel.Devices(1)
   arrays, state = devices.replicate(arrays), devices.replicate(init(model, tx, arrays))
   key = devices.replicate(KEY)
-  epoch = devices.compile(train.make_train_epoch(step, 256), state, arrays, key)
+  pure = train.make_train_epoch(step, 256)
+  text = jax.jit(pure).lower(state, arrays, key, np.int32(0)).compile().as_text()
+  assert not [
+    word for word in ("callback", "infeed", "outfeed", " send(", " recv(") if word in text
+  ]
+  epoch = devices.compile(pure, state, arrays, key)
   with jax.transfer_guard("disallow"):
     state, losses = epoch(state, arrays, key)
   assert np.isfinite(losses).all()
@@ -152,14 +157,17 @@ def test_the_average_follows_the_parameters(setup):
   step = jax.jit(train.make_train_step(model, tx, (1.0, 1.0), average_decay=0.9))
   state = init(model, tx, arrays, averaged=True)
   expected = jax.tree.map(np.float64, jax.device_get(state.params))
+  np.testing.assert_equal(state.average["batch_stats"], {})
   for i in range(30):
     state, _ = step(state, arrays, KEY)
     decay = min(0.9, (1 + i) / (10 + i))
     expected = jax.tree.map(
       lambda e, p, d=decay: d * e + (1 - d) * np.float64(p), expected, jax.device_get(state.params)
     )
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.average, expected)
-  assert state.variables["params"] is state.average
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.average["params"], expected
+  )
+  assert state.variables is state.average
 
 
 def test_keys_differ_by_purpose_epoch_and_step():
@@ -282,6 +290,21 @@ def test_best_weights_are_kept_also_when_patience_never_fires(config, tmp_path):
   assert results["validation"]["income_50k/auc"] == pytest.approx(max(measured), abs=1e-6)
 
 
+def test_selection_is_the_mean_of_the_named_measure_higher_being_better():
+  values = {"a/auc": 0.9, "b/auc": 0.7, "a/log_loss": 0.1, "b/log_loss": 0.3}
+
+  def value(metric, tasks, reasons=()):
+    select = ConfigDict({"metric": metric, "tasks": tasks})
+    return train._selection_value(values, dict(reasons), select, "ab")
+
+  assert value("auc", ()) == pytest.approx(0.8)
+  assert value("auc", ("b",)) == 0.7
+  assert value("log_loss", ()) == pytest.approx(-0.2)
+  assert value("log_loss", ("a",)) == -0.1
+  with pytest.raises(UserError, match="validation a/auc is undefined: no positive row"):
+    value("auc", (), {"a/auc": "no positive row"})
+
+
 @pytest.mark.parametrize(
   ("metric", "tasks"), [("auc", ()), ("log_loss", ()), ("log_loss", TASKS[1:])]
 )
@@ -316,14 +339,30 @@ def test_test_rows_decide_nothing(config, prepared, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_with_epoch_and_task(config, tmp_path):
-  train.train_and_evaluate(config, str(tmp_path / "w"))
-  config.train.epochs = 4
   for group in ("dense", "embedding"):
     config.optimizer[group].name = "sgd"
     config.optimizer[group].learning_rate = 1e30
-  with pytest.raises(UserError, match=r"the loss of task '\w+' is not finite in epoch 1, step"):
-    train.train_and_evaluate(config, str(tmp_path / "broken"))
-  assert os.listdir(tmp_path / "broken" / "checkpoints") == []
+  with pytest.raises(UserError, match=r"task '\w+' is not finite in epoch 1, step 2 of 16"):
+    train.train_and_evaluate(config, str(tmp_path / "w"))
+  assert os.listdir(tmp_path / "w" / "checkpoints") == []
+
+
+def test_the_first_loss_that_is_not_finite_is_the_one_that_is_named():
+  losses = np.ones((5, 2))
+  losses[2, 1] = losses[3, 0] = np.nan
+  with pytest.raises(UserError, match="the loss of task 'b' is not finite in epoch 7, step 3 of 5"):
+    train._require_finite(losses, 7, "ab")
+
+
+def test_an_update_that_breaks_after_the_last_loss_is_not_kept(config, tmp_path):
+  config.train.batch_size = 2048  # One step an epoch: its loss comes before its update.
+  config.train.epochs = 1
+  for group in ("dense", "embedding"):
+    config.optimizer[group].name = "sgd"
+    config.optimizer[group].learning_rate = 1e38
+  with pytest.raises(UserError, match=r"the output for task '\w+' is not finite after epoch 1"):
+    train.train_and_evaluate(config, str(tmp_path / "w"))
+  assert os.listdir(tmp_path / "w" / "checkpoints") == []
 
 
 def test_one_task_and_three_tasks_train(config, tmp_path):
@@ -364,6 +403,36 @@ def test_warm_start_takes_the_best_weights_of_another_run(config, tmp_path):
   assert third["epochs"] == 1
 
 
+def test_warm_start_refuses_a_run_of_other_tasks(config, tmp_path):
+  config.train.epochs = 0
+  train.train_and_evaluate(config, str(tmp_path / "a"))
+  config.data.tasks = ("marital_stat", "income_50k")
+  config.train.warm_start = str(tmp_path / "a")
+  with pytest.raises(UserError, match="has other tasks"):
+    train.train_and_evaluate(config, str(tmp_path / "b"))
+
+
+def test_a_warm_started_run_goes_on_without_the_run_it_came_from(config, tmp_path):
+  train.train_and_evaluate(config, str(tmp_path / "a"))
+  config.train.warm_start = str(tmp_path / "a")
+  first = train.train_and_evaluate(config, str(tmp_path / "b"))
+  (tmp_path / "a").rename(tmp_path / "gone")
+  assert train.train_and_evaluate(config, str(tmp_path / "b"))["test"] == first["test"]
+
+
+def test_a_work_directory_takes_one_process_and_one_number_of_devices(config, tmp_path):
+  config.train.epochs = 1
+  train.train_and_evaluate(config, str(tmp_path / "w"))
+  config.train.devices = 2
+  with pytest.raises(UserError, match=r"config\.train\.devices=1, not 2"):
+    train.train_and_evaluate(config, str(tmp_path / "w"))
+  config.train.devices = 1
+  with open(tmp_path / "w" / ".lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another process is training there"):
+      train.train_and_evaluate(config, str(tmp_path / "w"))
+
+
 def test_sample_weights_change_the_loss_that_is_minimised(config, tmp_path):
   plain = train.train_and_evaluate(config, str(tmp_path / "a"))
   config.loss.sample_weight = True
@@ -387,13 +456,17 @@ def test_a_work_directory_of_another_run_is_refused_and_unharmed(config, tmp_pat
     ("train.epochs", -1, "epochs is -1"),
     ("train.devices", 99, "devices is 99; there are 8"),
     ("train.average_decay", 1.0, r"must be in \[0, 1\)"),
-    ("train.warm_start", "nowhere", "nowhere: no checkpoints here"),
+    ("train.warm_start", "nowhere", r"nowhere: no schema\.json here"),
     ("checkpoint.every_epochs", 0, "every_epochs is 0"),
     ("select.metric", "auk", "did you mean 'auc'"),
     ("select.tasks", ("income",), "did you mean 'income_50k'"),
     ("select.patience", -1, "patience is -1"),
     ("loss.task_weights", (1.0,), "has 1 numbers for 2 tasks"),
     ("loss.task_weights", (0.0, 0.0), "not all 0"),
+    ("loss.task_weights", ("a", "b"), "weights are numbers"),
+    ("model.expert_hidden", ("a",), "a whole number of units"),
+    ("optimizer.dense.learning_rate", float("nan"), "must be a number of at least 0"),
+    ("data.tasks", ("income_50k,education",), "write several as"),
     ("data_dir", "nowhere", "nowhere: no prepared data here"),
   ],
 )
