@@ -93,6 +93,7 @@ def prepare(
     OSError: when a file cannot be read or written.
   """
   errors.require(1 <= max_bins <= 255, f"--max_bins={max_bins}: must be from 1 to 255")
+  errors.require(bool(out), "--out is empty; name a folder")
   out = os.path.abspath(out)
   old = f"{out}.old"
   if os.path.exists(old) and not os.path.exists(out):

@@ -144,6 +144,19 @@ def verify(path: str, raw: RawFile) -> None:
   )
 
 
+# What tarfile, zipfile (encrypted: RuntimeError; unknown compression: NotImplementedError) and gzip
+# raise for an archive that cannot be read.
+_BROKEN = (
+  tarfile.TarError,
+  zipfile.BadZipFile,
+  gzip.BadGzipFile,
+  zlib.error,
+  EOFError,
+  RuntimeError,
+  NotImplementedError,
+)
+
+
 def _find_in_folder(folder: str, raw: RawFile) -> str:
   for name in raw.names:
     if os.path.isfile(path := os.path.join(folder, name)):
@@ -196,8 +209,8 @@ def _unpack(archive: str, cache: str) -> list[str]:
           plain = gzip.GzipFile(fileobj=stream) if base.endswith(".gz") else stream
           with open(found[raw], "wb") as file:
             shutil.copyfileobj(plain, file)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile) as error:
-      raise UserError(f"{archive}: broken or truncated archive ({error})") from error
+    except _BROKEN as error:
+      raise UserError(f"{archive}: not a readable archive, or truncated ({error})") from error
     for raw in RAW_FILES:
       require(raw in found, f"{archive}: holds no {' or '.join(raw.names)}")
       verify(found[raw], raw)

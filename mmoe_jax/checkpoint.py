@@ -43,6 +43,8 @@ class Checkpoints:
     self._directory = os.path.abspath(os.path.join(workdir, FOLDER))
     if read_only and not os.path.isdir(self._directory):
       raise UserError(f"{workdir}: no checkpoints here; is it the --workdir of a training run?")
+    if os.path.exists(self._directory) and not os.path.isdir(self._directory):
+      raise UserError(f"{self._directory}: in the way: not a folder of checkpoints")
     options = ocp.CheckpointManagerOptions(
       max_to_keep=1, create=not read_only, read_only=read_only, cleanup_tmp_directories=True
     )

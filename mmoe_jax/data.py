@@ -229,8 +229,8 @@ class Schema:
     names = [t.name for t in self.tasks]
     require(len(tasks) > 0, f"config.data.tasks is empty; known: {', '.join(names)}")
     for task in tasks:
-      hint = " (write several as \"('A','B')\")" if "," in task else ""
-      require_known(task, names, f"a task in config.data.tasks{hint}")
+      hint = " (write several as \"('A','B')\")" if "," in str(task) else ""
+      require_known(str(task), names, f"a task in config.data.tasks{hint}")
     require(len(set(tasks)) == len(tasks), f"config.data.tasks names a task twice: {list(tasks)}")
     require_known(protocol, self.protocols, "config.data.protocol")
     require_known(numeric, NUMERIC_FORMS, "config.data.numeric")
@@ -264,7 +264,7 @@ class Schema:
     by_name = {f.name: train_ids[:, i] for i, f in enumerate(self.id_features)}
     added = []
     for cross in crosses:
-      parts = tuple(cross.split("#"))
+      parts = tuple(str(cross).split("#"))
       require(len(parts) == 2, f"config.data.crosses holds '{cross}'; a cross is written a#b")
       for part in parts:
         require_known(part, by_name, f"a feature of '{cross}' in config.data.crosses")
@@ -371,6 +371,12 @@ def _load_arrays(directory: str, split: str, schema: Schema) -> Arrays:
       loaded[field] = np.load(path, mmap_mode="r")
     except (ValueError, EOFError) as error:
       raise UserError(f"{path}: broken array ({error}); prepare the data again") from error
+  kinds = {"ids": ("u", 2), "numbers": ("uif", 2), "labels": ("i", 2), "weights": ("f", 1)}
+  for field, (kind, ndim) in kinds.items():
+    require(
+      loaded[field].dtype.kind in kind and loaded[field].ndim == ndim,
+      f"{directory}/{split}/{field}.npy: not an array of that kind; prepare the data again",
+    )
   rows = {len(array) for array in loaded.values()}
   require(
     len(rows) == 1, f"{directory}/{split}: arrays of different lengths; prepare the data again"
@@ -378,7 +384,9 @@ def _load_arrays(directory: str, split: str, schema: Schema) -> Arrays:
   require(rows != {0}, f"{directory}/{split}: the split is empty; prepare the data again")
   sizes = np.array([f.size for f in schema.id_features])
   widths = {"ids": len(sizes), "numbers": len(schema.numeric), "labels": len(schema.tasks)}
-  fits = all(loaded[k].ndim == 2 and loaded[k].shape[1] == n for k, n in widths.items())
+  fits = all(loaded[k].shape[1] == n for k, n in widths.items())
+  fits = fits and set(np.unique(loaded["labels"])) <= {MISSING_LABEL, 0, 1}
+  fits = fits and bool(np.isfinite(loaded["weights"]).all())
   # Models do not check ids again, so an id that its table lacks must not get past here.
   require(
     fits and bool((loaded["ids"].max(0) < sizes).all()),

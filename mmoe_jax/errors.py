@@ -77,7 +77,8 @@ def run(main: Callable[[list[str]], None]) -> None:
   """
 
   def parse(argv: list[str]) -> list[str]:
-    logging.set_verbosity(logging.ERROR)  # JAX and orbax log a dozen lines a run.
+    # JAX and orbax log a dozen lines a run, and their own tale beside each error that we tell.
+    logging.set_verbosity(logging.FATAL)
     try:
       rest = flags.FLAGS(argv)
     # A config file is the user's own code and ml_collections raises what it likes.
@@ -101,4 +102,5 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 def _fail(error: BaseException) -> None:
   print(f"error: {describe(error)}", file=sys.stderr, flush=True)
-  sys.exit(2)
+  sys.stdout.flush()
+  os._exit(2)  # Background threads of a save or restore that failed would still print theirs.

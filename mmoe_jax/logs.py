@@ -14,15 +14,17 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def read_metrics(workdir: str, last_epoch: int | None = None) -> list[dict[str, Any]]:
-  """The records of metrics.jsonl up to an epoch, without a line that a kill cut short."""
+  """The records of metrics.jsonl up to an epoch, up to a line that a kill cut short."""
   path = os.path.join(workdir, METRICS_FILE)
   records = []
   if os.path.exists(path):
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
       for line in file:
         try:
           record = json.loads(line)
         except ValueError:
+          break
+        if not isinstance(record, dict) or not isinstance(record.get("epoch"), int):
           break
         if last_epoch is not None and record["epoch"] > last_epoch:
           break

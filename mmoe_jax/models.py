@@ -141,12 +141,15 @@ def create_model(
   )
 
 
+_LARGEST = 1 << 20  # Of any one size: beyond it is a slip of the keyboard.
+
+
 def _embedding_dims(dim: int, dim_of: Mapping[str, int], schema: Schema) -> tuple[int, ...]:
   names = [f.name for f in schema.id_features]
   for name, own in dim_of.items():
     require_known(name, names, "a feature in config.model.embedding_dim_of")
-    require(own >= 1, f"config.model.embedding_dim_of.{name} is {own}; must be at least 1")
-  require(dim >= 1, f"config.model.embedding_dim is {dim}; must be at least 1")
+    _check(f"embedding_dim_of.{name}", own)
+  _check("embedding_dim", dim)
   return tuple(dim_of.get(name, dim) for name in names)
 
 
@@ -161,10 +164,10 @@ def _check(key: str, value: Any) -> None:
     require(0 <= value < 1, f"{what} is {value}; a dropout rate is at least 0 and below 1")
   elif key.endswith("hidden"):
     require(
-      all(isinstance(n, int) and n >= 1 for n in value),
-      f"{what} is {tuple(value)}; a layer has a whole number of units, at least one",
+      all(isinstance(n, int) and 1 <= n <= _LARGEST for n in value),
+      f"{what} is {tuple(value)}; a layer has a whole number of units, from 1 to {_LARGEST:,}",
     )
   elif key.endswith("std"):
     require(value >= 0, f"{what} is {value}; a standard deviation is not negative")
   else:
-    require(value >= 1, f"{what} is {value}; must be at least 1")
+    require(1 <= value <= _LARGEST, f"{what} is {value}; must be from 1 to {_LARGEST:,}")

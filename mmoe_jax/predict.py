@@ -26,7 +26,10 @@ class Predictor:
     """Restores a run from its work directory. Raises UserError when it holds none."""
     config = ConfigDict(workdirs.read_config(workdir))
     self.schema: Schema = workdirs.read_schema(workdir)
-    self.model = models.create_model(config.model, self.schema)
+    try:
+      self.model = models.create_model(config.model, self.schema)
+    except (AttributeError, KeyError, TypeError) as error:
+      raise errors.UserError(f"{workdir}: config.json is broken: {error}") from error
     self._predict = evaluate.make_predict(self.model)
     with checkpoint.Checkpoints(workdir, read_only=True) as saver:
       variables = saver.restore_best(self._variables_like())

@@ -14,7 +14,7 @@ from mmoe_jax.errors import UserError, require, require_known
 
 
 def read_table(path: str, columns: Sequence[str]) -> pd.DataFrame:
-  """Reads raw rows, comma separated and unquoted, every value as a stripped string.
+  """Reads raw rows, comma separated, every value as a stripped string; quotes are optional.
 
   A first line that holds column names is taken as a header; the columns may then be in any
   order and some may be absent. Without one, each line has all of `columns`, in their order.
@@ -37,7 +37,7 @@ def read_table(path: str, columns: Sequence[str]) -> pd.DataFrame:
     "index_col": False,
     "skipinitialspace": True,
     "skip_blank_lines": False,
-    "quoting": csv.QUOTE_NONE,
+    "quoting": csv.QUOTE_MINIMAL,
     "compression": "gzip" if path.endswith(".gz") else None,
   }
   try:
@@ -105,7 +105,7 @@ def _require_columns(path: str, lines: pd.Index, names: Sequence[str]) -> None:
   opener = gzip.open if path.endswith(".gz") else open
   with opener(path, "rt", encoding="utf-8") as file:
     for line, text in enumerate(file, start=1):
-      found = text.count(",") + 1
+      found = len(next(csv.reader([text], skipinitialspace=True), [""])) or 1
       if line in suspects and found != len(names):
         raise UserError(
           f"{path}, line {line}: {found} columns instead of {len(names)}; "

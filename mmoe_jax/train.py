@@ -238,7 +238,7 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
     measure = evaluate.make_evaluate(run.model, tasks)
     held_out = evaluate.place(evaluate.eval_arrays(splits["validation"], False), run.devices)
     with logs.RunLog(workdir, epoch, config.train.epochs, writes) as log:
-      spent = log.records[-1]["wall_seconds"] if log.records else 0.0
+      spent = log.records[-1].get("wall_seconds", 0.0) if log.records else 0.0
       while epoch < config.train.epochs and not _out_of_patience(state, epoch, config):
         epoch += 1
         began = time.perf_counter()
@@ -269,7 +269,9 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
     results |= {
       "best_epoch": int(state.best.epoch),
       "epochs": epoch,
-      "rows_per_second": float(np.median([r["rows_per_second"] for r in log.records] or [0.0])),
+      "rows_per_second": float(
+        np.median([r.get("rows_per_second", 0.0) for r in log.records] or [0.0])
+      ),
       "wall_seconds": spent + time.perf_counter() - start,
       "parameters": layers.parameter_count(state.params),
     }
@@ -296,6 +298,10 @@ def _create_run(config: Any, schema: data.Schema, split: data.Split) -> _Run:
   require(
     settings.batch_size >= 1, f"config.train.batch_size is {settings.batch_size}; must be >= 1"
   )
+  require(
+    settings.batch_size < 2**30, f"config.train.batch_size is {settings.batch_size}; too large"
+  )
+  require(0 <= config.seed < 2**32, f"config.seed is {config.seed}; must be from 0 to 2^32 - 1")
   require(settings.epochs >= 0, f"config.train.epochs is {settings.epochs}; must be at least 0")
   decay = settings.average_decay
   require(0 <= decay < 1, f"config.train.average_decay is {decay}; must be in [0, 1)")

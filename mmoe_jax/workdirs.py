@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from mmoe_jax.data import Schema
+from mmoe_jax.data import SPLITS, Schema
 from mmoe_jax.errors import UserError, require
 from mmoe_jax.table import write_atomically
 
@@ -39,6 +39,7 @@ def claim(workdir: str, config: Any, schema: Schema, devices: int, writes: bool)
     UserError: when the directory belongs to another run or process.
     OSError: when it cannot be written.
   """
+  require(bool(workdir), "--workdir is empty; name a folder")
   if not writes:
     yield
     return
@@ -98,7 +99,10 @@ def read_results(workdir: str) -> dict[str, Any]:
   """What `write_results` wrote. Raises UserError when the run has not ended yet."""
   path = os.path.join(workdir, RESULTS)
   require(os.path.exists(path), f"{workdir}: no {RESULTS} here; has the run ended?")
-  return _read_object(path)
+  results = _read_object(path)
+  whole = {*SPLITS, "notes", "train_rows", "rows_per_second", "best_epoch"} <= results.keys()
+  require(whole, f"{path}: broken: not the results of a run")
+  return results
 
 
 def _read_object(path: str) -> dict[str, Any]:

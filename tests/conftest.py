@@ -20,10 +20,11 @@ from tests import census_rows
 
 # (B,) + (B, 1) is a bug that broadcasting would hide.
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Many tests compile the same program; each is compiled once a session.
-_CACHE = tempfile.mkdtemp(prefix="mmoe_jax_tests_")
-atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
-jax.config.update("jax_compilation_cache_dir", _CACHE)
+# Many tests compile the same program; each is compiled once a session, by whichever worker.
+if "MMOE_TEST_CACHE" not in os.environ:
+  os.environ["MMOE_TEST_CACHE"] = tempfile.mkdtemp(prefix="mmoe_jax_tests_")
+  atexit.register(shutil.rmtree, os.environ["MMOE_TEST_CACHE"], ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", os.environ["MMOE_TEST_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

@@ -105,6 +105,21 @@ def test_dropout_only_acts_in_training_and_differs_between_experts():
   assert (module.apply(variables, x, False) != 0).all()
 
 
+@pytest.mark.parametrize("rate", [0.001, 0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("shape", [(1000, 33), (7, 11, 501)])
+def test_dropout_keeps_the_mean_and_drops_units_independently(rate, shape):
+  rounded = min(round(rate * 256), 255) / 256
+  out = np.asarray(layers.Dropout(rate).apply({}, jnp.ones(shape), True, rngs={"dropout": KEY}))
+  dropped = out == 0
+  sigma = np.sqrt(rounded * (1 - rounded) / out.size)
+  assert abs(dropped.mean() - rounded) <= 5 * sigma
+  np.testing.assert_allclose(out[~dropped], 1 / (1 - rounded), rtol=1e-6)
+  if 0 < rounded < 1:
+    flat = dropped.reshape(-1).astype(float)
+    for lag in (1, 2, 3, 4, shape[-1]):  # Four units share a word.
+      assert abs(np.corrcoef(flat[:-lag], flat[lag:])[0, 1]) < 5 / np.sqrt(out.size)
+
+
 def test_gates_sum_to_one_start_near_uniform_and_differ():
   # A saturated start (MMoEEx) would leave experts without gradient.
   x = jax.random.normal(KEY, (500, 136))

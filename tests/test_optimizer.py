@@ -109,7 +109,7 @@ def test_every_optimizer_descends(name):
     ({"name": "adma"}, r"config\.optimizer\.dense\.name is 'adma', .*did you mean 'adam'"),
     ({"esp": 0.9}, r"config\.optimizer\.dense\.esp is no setting of 'adam'; did you mean 'eps'"),
     ({"learning_rate": 0.0}, "learning_rate must be above 0"),
-    ({"learning_rate": -1.0}, "learning_rate is -1.0; must be at least 0"),
+    ({"learning_rate": -1.0}, "learning_rate is -1.0; must be a number of at least 0"),
     ({"schedule": "cos"}, "did you mean 'cosine'"),
     ({"warmup_epochs": 10.0}, "training has 10"),
   ],

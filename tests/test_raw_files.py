@@ -113,7 +113,7 @@ def test_a_truncated_archive_is_named_and_leaves_nothing(tmp_path):
   path = tmp_path / "t.tar.gz"
   tar_of(path, contents=(os.urandom(1500), os.urandom(700)))
   path.write_bytes(path.read_bytes()[:1200])
-  with pytest.raises(UserError, match=r"t\.tar\.gz: (broken or )?truncated"):
+  with pytest.raises(UserError, match=r"t\.tar\.gz: .*truncated"):
     get(str(path), tmp_path)
   assert not any(os.scandir(tmp_path / "cache"))
 

@@ -19,8 +19,15 @@ def read(tmp_path, text: str):
 
 def test_values_are_stripped_strings(tmp_path):
   frame = read(tmp_path, '7, Not in universe ,  50000+.\n8, NA, "?\n')
-  assert frame.to_numpy().tolist() == [["7", "Not in universe", "50000+."], ["8", "NA", '"?']]
+  assert frame.to_numpy().tolist() == [["7", "Not in universe", "50000+."], ["8", "NA", "?"]]
   assert frame.index.tolist() == [1, 2]
+
+
+def test_quotes_are_optional(tmp_path):
+  plain = read(tmp_path, "7, Cook, x\n8, Maid, y\n")
+  quoted = read(tmp_path, '"7","Cook","x"\n8, "Maid",y\n')
+  assert plain.equals(quoted)
+  assert read(tmp_path, '7,"Cook, or maid",\n')["job"].tolist() == ["Cook, or maid"]
 
 
 def test_a_header_may_reorder_and_leave_out_columns(tmp_path):
@@ -38,6 +45,7 @@ def test_a_header_may_reorder_and_leave_out_columns(tmp_path):
     ("1,2,3\n1,2,3,4,5\n", r"rows\.csv: .*line 2"),
     ("1,2,3\n\n1,2,3\n", r"rows\.csv, line 2: 1 columns instead of 3"),
     ("1,2\n3,4\n", r"rows\.csv, line 1: 2 columns instead of 3"),
+    ('1,2,3\n4,"5,6\n', r"rows\.csv: .*inside string"),
     ("", r"rows\.csv: the file is empty"),
     ("age,jbo,income\n1,2,3\n", r"'jbo', which does not exist; did you mean 'job'"),
     ("age,age,income\n1,2,3\n", r"names a column twice"),
