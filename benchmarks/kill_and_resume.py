@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
   for i in range(_KILLS.value):
     process = _start(killed)
     # A run that goes on has less before it: later kills come earlier.
-    wait = rng.uniform(0.3, 1.0) * seconds * (1 - i / (_KILLS.value + 1))
+    wait = rng.uniform(0.3, 0.8) * seconds * (1 - i / (_KILLS.value + 1))
     time.sleep(wait)
     errors.require(process.poll() is None, f"the run had ended after {wait:.1f} s; try a --seed")
     process.send_signal(signal.SIGKILL)

@@ -37,13 +37,13 @@ def summarise(runs: list[dict], level: float = 0.95) -> list[dict]:
       if name.split("/")[1] not in _METRICS:
         continue
       values = np.array([run[split][name] for run in runs], float)
-      half = float("nan")
+      half = None
       if len(values) > 1:
-        half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)
+        half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values))
       rows.append(
-        {"split": split, "metric": name, "mean": values.mean(), "half_interval": half}
-        | {"std": values.std(ddof=min(1, len(values) - 1))}
-        | {"min": values.min(), "max": values.max()}
+        {"split": split, "metric": name, "mean": float(values.mean()), "half_interval": half}
+        | {"std": float(values.std(ddof=min(1, len(values) - 1)))}
+        | {"min": float(values.min()), "max": float(values.max())}
       )
   return rows
 
@@ -55,8 +55,9 @@ def table(rows: list[dict], runs: list[dict]) -> str:
     "|---|---|---|---|---|---|---|",
   ]
   for r in rows:
+    half = "one seed" if r["half_interval"] is None else f"± {r['half_interval']:.4f}"
     lines.append(
-      f"| {r['split']} | {r['metric']} | {r['mean']:.4f} | ± {r['half_interval']:.4f} "
+      f"| {r['split']} | {r['metric']} | {r['mean']:.4f} | {half} "
       f"| {r['std']:.4f} | {r['min']:.4f} | {r['max']:.4f} |"
     )
   rate = np.median([run["rows_per_second"] for run in runs])

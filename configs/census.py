@@ -2,11 +2,12 @@
 
   python -m mmoe_jax.main --config configs/census.py --workdir runs/census
 
-@RECIPE@
+On two CPU cores: 20 seconds; 28,102 parameters. Expect a test AUC of 0.9568 ± 0.0005 for
+income_50k and 0.9946 ± 0.00004 for marital_stat (mean of five seeds, 95 % interval of the mean).
 
-Learning rate, dropout, layer norm, the moving average and the length of training were chosen on the
-validation rows, with two seeds each; the size was not (configs/census_best.py says what larger
-ones give). benchmarks/README.md has the trials.
+Learning rate, dropout, layer norm, the moving average and the length of training were chosen on
+the validation rows, with two seeds each; the size was not (configs/census_best.py says what
+larger ones give). benchmarks/README.md has the trials.
 """
 
 from ml_collections import ConfigDict

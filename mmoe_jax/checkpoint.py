@@ -5,6 +5,7 @@ which training goes on, and `best`, the variables with the best validation measu
 """
 
 import os
+import warnings
 from typing import Any
 
 import jax
@@ -26,7 +27,9 @@ def read_raw(workdir: str) -> dict[str, np.ndarray]:
   """The arrays of the last saved state by path, as they are on disk, for comparing runs."""
   folder = os.path.abspath(os.path.join(workdir, FOLDER))
   last = max((name for name in os.listdir(folder) if name.isdigit()), key=int)
-  tree = ocp.PyTreeCheckpointer().restore(os.path.join(folder, last, "state"))
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # That it asks the file for its sharding is what we want.
+    tree = ocp.PyTreeCheckpointer().restore(os.path.join(folder, last, "state"))
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
