@@ -25,6 +25,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.model.embedding_dim = 16
   config.model.embedding_dropout = 0.2
   config.model.expert_hidden = (64,)
+  config.model.expert_norm = "layer"
   config.model.expert_dropout = 0.4
   config.model.tower_hidden = (32,)
   for group in ("dense", "embedding"):
