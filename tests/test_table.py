@@ -18,7 +18,7 @@ def read(tmp_path, text: str):
 
 
 def test_values_are_stripped_strings(tmp_path):
-  frame = read(tmp_path, '7, Not in universe ,  50000+.\n8, NA, "?\n')
+  frame = read(tmp_path, "7, Not in universe ,  50000+.\n8, NA, ?\n")
   assert frame.to_numpy().tolist() == [["7", "Not in universe", "50000+."], ["8", "NA", "?"]]
   assert frame.index.tolist() == [1, 2]
 
