@@ -47,6 +47,8 @@ def describe(error: BaseException) -> str:
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror}"
   text = str(error)
+  if isinstance(error, UserError):
+    return " ".join(text.split())
   # ml_collections wraps what a config file raised in texts of its own; the cause is in there.
   patterns = (
     (r"(?s).*UserError: (.*)", r"{0}"),

@@ -23,6 +23,7 @@ from mmoe_jax.errors import UserError, did_you_mean, require, require_known
 from mmoe_jax.layers import FeatureEmbedding, Gate, Mlp, ensemble
 
 Array = jax.Array
+Model = nn.Module  # What the rest of the code calls it: only this room and layers.py know Linen.
 
 
 class MMoE(nn.Module):

@@ -5,7 +5,7 @@ import gzip
 import os
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -57,9 +57,12 @@ def read_table(path: str, columns: Sequence[str]) -> pd.DataFrame:
     raise UserError(f"{path}: not a table of {len(columns)} columns: {reason}") from error
   require(len(frame) > 0, f"{path}: no rows")
   frame.index = pd.RangeIndex(1 + header, 1 + header + len(frame))
-  suspects = frame.index[(frame[extra] != "") | (frame[names[-1]] == "")]
-  if len(suspects):
-    _require_columns(path, suspects, names)
+  # Short and long lines are padded by pandas without a word. Counting commas is a fraction of
+  # parsing; only where the count or a padded value is suspicious is every line looked at.
+  commas = (len(frame) + header) * (len(names) - 1)
+  padded = bool(((frame[extra] != "") | (frame[names[-1]] == "")).any())
+  if padded or _count_commas(path) != commas:
+    _require_columns(path, names)
   return frame.drop(columns=extra).apply(lambda column: column.str.rstrip())
 
 
@@ -99,15 +102,24 @@ def write_atomically(path: str, text: str) -> None:
       os.remove(beside)
 
 
-def _require_columns(path: str, lines: pd.Index, names: Sequence[str]) -> None:
-  """Raises UserError for the first of `lines` that has not as many columns as `names`."""
-  suspects = set(lines)
-  opener = gzip.open if path.endswith(".gz") else open
-  with opener(path, "rt", encoding="utf-8") as file:
-    for line, text in enumerate(file, start=1):
-      found = len(next(csv.reader([text], skipinitialspace=True), [""])) or 1
-      if line in suspects and found != len(names):
+def _open(path: str, mode: str) -> IO[Any]:
+  text = {"encoding": "utf-8", "newline": ""} if "t" in mode else {}
+  return (gzip.open if path.endswith(".gz") else open)(path, mode, **text)
+
+
+def _count_commas(path: str) -> int:
+  with _open(path, "rb") as file:
+    return sum(block.count(b",") for block in iter(lambda: file.read(1 << 20), b""))
+
+
+def _require_columns(path: str, names: Sequence[str]) -> None:
+  """Raises UserError for the first line that has not as many columns as `names`."""
+  with _open(path, "rt") as file:
+    reader = csv.reader(file, skipinitialspace=True)
+    for row in reader:
+      found = max(1, len(row))
+      if found != len(names):
         raise UserError(
-          f"{path}, line {line}: {found} columns instead of {len(names)}; "
+          f"{path}, line {reader.line_num}: {found} columns instead of {len(names)}; "
           f"the last should be '{names[-1]}'"
         )

@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,7 +82,7 @@ def fold_in(key: Array, purpose: str, *numbers: int | Array) -> Array:
 
 def init_state(
   key: Array,
-  model: nn.Module,
+  model: models.Model,
   tx: optax.GradientTransformation,
   features: Mapping[str, Any],
   averaged: bool,
@@ -106,7 +105,7 @@ def init_state(
 
 
 def make_train_step(
-  model: nn.Module,
+  model: models.Model,
   tx: optax.GradientTransformation,
   task_weights: Sequence[float],
   average_decay: float = 0.0,
@@ -283,7 +282,7 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
 class _Run(NamedTuple):
   """What a config builds: the compiled pieces of a run and the arrays on its devices."""
 
-  model: nn.Module
+  model: models.Model
   state: State
   train_epoch: Callable[[State, Any, Array], tuple[State, Array]]
   data: dict[str, Any]

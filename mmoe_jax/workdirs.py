@@ -15,6 +15,15 @@ CONFIG = "config.json"
 SCHEMA = "schema.json"
 RESULTS = "results.json"
 LOCK = ".lock"
+_RESULT_KEYS = (
+  "best_epoch",
+  "epochs",
+  "notes",
+  "parameters",
+  "rows_per_second",
+  "train_rows",
+  "wall_seconds",
+)
 # Keys that may change between a run and its continuation: they say where, not what.
 _PLACES = ("data_dir",)
 
@@ -100,8 +109,10 @@ def read_results(workdir: str) -> dict[str, Any]:
   path = os.path.join(workdir, RESULTS)
   require(os.path.exists(path), f"{workdir}: no {RESULTS} here; has the run ended?")
   results = _read_object(path)
-  whole = {*SPLITS, "notes", "train_rows", "rows_per_second", "best_epoch"} <= results.keys()
-  require(whole, f"{path}: broken: not the results of a run")
+  require(
+    {*SPLITS, *_RESULT_KEYS} <= results.keys(),
+    f"{path}: broken: not the results of a run",
+  )
   return results
 
 

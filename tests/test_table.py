@@ -43,6 +43,8 @@ def test_a_header_may_reorder_and_leave_out_columns(tmp_path):
     ("1,2,3\n1,2\n", r"rows\.csv, line 2: 2 columns instead of 3"),
     ("1,2,3\n1,2,3,4\n", r"rows\.csv, line 2: 4 columns instead of 3"),
     ("1,2,3\n1,2,3,4,5\n", r"rows\.csv: .*line 2"),
+    ("1,2,3\n1,2,3,\n", r"rows\.csv, line 2: 4 columns instead of 3"),
+    ("1,2,3,\n4,5,6,\n", r"rows\.csv, line 1: 4 columns instead of 3"),
     ("1,2,3\n\n1,2,3\n", r"rows\.csv, line 2: 1 columns instead of 3"),
     ("1,2\n3,4\n", r"rows\.csv, line 1: 2 columns instead of 3"),
     ('1,2,3\n4,"5,6\n', r"rows\.csv: .*inside string"),
