@@ -398,13 +398,13 @@ def _groups_figure(
   effective = axes[len(tasks)]
   for task, marker in zip(tasks, itertools.cycle("osD^v"), strict=False):
     counts = [g[f"{gates.PREFIX}{task}/effective_experts"] for g in groups]
-    effective.plot(counts, at, marker=marker, linestyle=":", label=task)
+    effective.plot(counts, at, marker=marker, linestyle="", label=task)
   effective.set(title="effective experts", xlim=(0.5, len(experts) + 0.5))
-  effective.legend(fontsize=8, loc="best")
+  effective.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.4 / size[1]))
   if len(tasks) > 1:
-    alike = [_mean_similarity(g, tasks) for g in groups]
-    axes[-1].plot(alike, at, "o:", color="black")
-    axes[-1].set(title="how alike\nthe gates are", xlim=(-0.03, 1.03))
+    axes[-1].plot([_mean_similarity(g, tasks) for g in groups], at, "o", color="black")
+    pairs = "the gates are" if len(tasks) == 2 else "two gates are"
+    axes[-1].set(title=f"how alike\n{pairs}", xlim=(-0.03, 1.03))
   for axis in axes[len(tasks) :]:
     axis.grid(alpha=0.3)
     axis.tick_params(axis="y", left=False)
