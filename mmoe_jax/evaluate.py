@@ -94,6 +94,33 @@ def make_predict(model: Any) -> Callable[[Any, dict[str, Array]], Array]:
   return predict
 
 
+def make_predict_with_gates(
+  model: Any,
+) -> Callable[[Any, dict[str, Array]], tuple[Array, Array | None]]:
+  """Returns a compiled function that gives logits and gates of one forward pass.
+
+  (variables, features in chunks) -> logits (K·C, O) and gates_TxNxE with N = K·C rows in their
+  order, padding last; gates are None for a model that has none. It may be mapped over variables.
+  """
+
+  @jax.jit
+  def predict(variables: Any, features: dict[str, Array]) -> tuple[Array, Array | None]:
+    def forward(chunk: dict[str, Array]) -> tuple[Array, Array | None]:
+      logits_CxO, seen = model.apply(variables, chunk, mutable=["intermediates"])
+      gates_TxCxE = seen.get("intermediates", {}).get("gates", (None,))[0]
+      return logits_CxO, gates_TxCxE
+
+    logits_KxCxO, gates_KxTxCxE = jax.lax.map(forward, features)
+    logits_NxO = logits_KxCxO.reshape(-1, logits_KxCxO.shape[-1])
+    if gates_KxTxCxE is None:
+      return logits_NxO, None
+    gates_TxKxCxE = gates_KxTxCxE.swapaxes(0, 1)
+    tasks, _, _, experts = gates_TxKxCxE.shape
+    return logits_NxO, gates_TxKxCxE.reshape(tasks, -1, experts)
+
+  return predict
+
+
 def make_evaluate(
   model: Any, tasks: Sequence[Task]
 ) -> Callable[[Any, EvalArrays], dict[str, Array]]:
