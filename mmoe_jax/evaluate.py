@@ -121,24 +121,21 @@ def make_predict_with_gates(
   return predict
 
 
-def make_evaluate(
-  model: Any, tasks: Sequence[Task]
-) -> Callable[[Any, EvalArrays], dict[str, Array]]:
-  """Returns a function: (variables, arrays) -> metrics by name, on the device.
+def make_metrics(tasks: Sequence[Task]) -> Callable[[Array, EvalArrays], dict[str, Array]]:
+  """Returns a compiled function: (logits (K·C, O), arrays) -> metrics by name, on the device.
 
   The names are `TASK/METRIC` and a view's suffix, such as `income_50k/auc_16_and_over`; the
   metrics are those of the task's kind in metrics.OF_KIND, and `undefined`, a key of
   metrics.REASONS or 0. Those of a regression are in units of its standardised label.
   """
-  predict = make_predict(model)
 
   @jax.jit
-  def measure(logits: Array, labels: Array, views: dict[str, Array]) -> dict[str, Array]:
+  def measure(logits: Array, arrays: EvalArrays) -> dict[str, Array]:
     named = {}
-    weights_WxN = jnp.stack(list(views.values()))
+    weights_WxN = jnp.stack(list(arrays.views.values()))
     start = 0
     for t, task in enumerate(tasks):
-      outputs, y_N = logits[:, start : start + task.outputs], labels[:, t]
+      outputs, y_N = logits[:, start : start + task.outputs], arrays.labels[:, t]
       outputs = outputs if task.kind == "multiclass" else outputs[:, 0]
       start += task.outputs
       labelled_WxN = weights_WxN * ~jnp.isnan(y_N)[None]
@@ -148,12 +145,19 @@ def make_evaluate(
       }
       for name, metric in measures.items():
         values_W = jax.vmap(metric, (None, None, 0))(outputs, y_N, labelled_WxN)
-        named |= {f"{task.name}/{name}{view}": v for view, v in zip(views, values_W, strict=True)}
+        names = [f"{task.name}/{name}{view}" for view in arrays.views]
+        named |= dict(zip(names, values_W, strict=True))
     return named
 
-  return lambda variables, arrays: measure(
-    predict(variables, arrays.features), arrays.labels, arrays.views
-  )
+  return measure
+
+
+def make_evaluate(
+  model: Any, tasks: Sequence[Task]
+) -> Callable[[Any, EvalArrays], dict[str, Array]]:
+  """Returns a function: (variables, arrays) -> metrics by name, see `make_metrics`."""
+  predict, measure = make_predict(model), make_metrics(tasks)
+  return lambda variables, arrays: measure(predict(variables, arrays.features), arrays)
 
 
 def report(named: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
