@@ -94,24 +94,48 @@ def make_predict(model: Any) -> Callable[[Any, dict[str, Array]], Array]:
   return predict
 
 
-def make_evaluate(
-  model: Any, tasks: Sequence[Task]
-) -> Callable[[Any, EvalArrays], dict[str, Array]]:
-  """Returns a function: (variables, arrays) -> metrics by name, on the device.
+def make_predict_with_gates(
+  model: Any,
+) -> Callable[[Any, dict[str, Array]], tuple[Array, Array | None]]:
+  """Returns a compiled function that gives logits and gates of one forward pass.
+
+  (variables, features in chunks) -> logits (K·C, O) and gates_TxNxE with N = K·C rows in their
+  order, padding last; gates are None for a model that has none. It may be mapped over variables.
+  """
+
+  @jax.jit
+  def predict(variables: Any, features: dict[str, Array]) -> tuple[Array, Array | None]:
+    def forward(chunk: dict[str, Array]) -> tuple[Array, Array | None]:
+      logits_CxO, seen = model.apply(variables, chunk, mutable=["intermediates"])
+      gates_TxCxE = seen.get("intermediates", {}).get("gates", (None,))[0]
+      return logits_CxO, gates_TxCxE
+
+    logits_KxCxO, gates_KxTxCxE = jax.lax.map(forward, features)
+    logits_NxO = logits_KxCxO.reshape(-1, logits_KxCxO.shape[-1])
+    if gates_KxTxCxE is None:
+      return logits_NxO, None
+    gates_TxKxCxE = gates_KxTxCxE.swapaxes(0, 1)
+    tasks, _, _, experts = gates_TxKxCxE.shape
+    return logits_NxO, gates_TxKxCxE.reshape(tasks, -1, experts)
+
+  return predict
+
+
+def make_metrics(tasks: Sequence[Task]) -> Callable[[Array, EvalArrays], dict[str, Array]]:
+  """Returns a compiled function: (logits (K·C, O), arrays) -> metrics by name, on the device.
 
   The names are `TASK/METRIC` and a view's suffix, such as `income_50k/auc_16_and_over`; the
   metrics are those of the task's kind in metrics.OF_KIND, and `undefined`, a key of
   metrics.REASONS or 0. Those of a regression are in units of its standardised label.
   """
-  predict = make_predict(model)
 
   @jax.jit
-  def measure(logits: Array, labels: Array, views: dict[str, Array]) -> dict[str, Array]:
+  def measure(logits: Array, arrays: EvalArrays) -> dict[str, Array]:
     named = {}
-    weights_WxN = jnp.stack(list(views.values()))
+    weights_WxN = jnp.stack(list(arrays.views.values()))
     start = 0
     for t, task in enumerate(tasks):
-      outputs, y_N = logits[:, start : start + task.outputs], labels[:, t]
+      outputs, y_N = logits[:, start : start + task.outputs], arrays.labels[:, t]
       outputs = outputs if task.kind == "multiclass" else outputs[:, 0]
       start += task.outputs
       labelled_WxN = weights_WxN * ~jnp.isnan(y_N)[None]
@@ -121,12 +145,19 @@ def make_evaluate(
       }
       for name, metric in measures.items():
         values_W = jax.vmap(metric, (None, None, 0))(outputs, y_N, labelled_WxN)
-        named |= {f"{task.name}/{name}{view}": v for view, v in zip(views, values_W, strict=True)}
+        names = [f"{task.name}/{name}{view}" for view in arrays.views]
+        named |= dict(zip(names, values_W, strict=True))
     return named
 
-  return lambda variables, arrays: measure(
-    predict(variables, arrays.features), arrays.labels, arrays.views
-  )
+  return measure
+
+
+def make_evaluate(
+  model: Any, tasks: Sequence[Task]
+) -> Callable[[Any, EvalArrays], dict[str, Array]]:
+  """Returns a function: (variables, arrays) -> metrics by name, see `make_metrics`."""
+  predict, measure = make_predict(model), make_metrics(tasks)
+  return lambda variables, arrays: measure(predict(variables, arrays.features), arrays)
 
 
 def report(named: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
