@@ -126,7 +126,7 @@ def test_the_config_trains_and_predicts_on_prepared_data(tmp_path):
   synthetic.prepare(str(tmp_path / "d"), 0, 0.9, rows=4000, held_out=500, dimension=5)
   config = recipe.get_config()
   config.data_dir = str(tmp_path / "d")
-  config.train.epochs, config.train.devices = 4, 1
+  config.train.epochs, config.train.batch_size, config.train.devices = 5, 128, 1
   results = train.train_and_evaluate(config, str(tmp_path / "w"))
   assert results["test"]["task_1/mse"] < 0.8 * 1.19
   assert set(results["notes"]) == set()
