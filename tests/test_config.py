@@ -11,6 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import census
+from data_prep import synthetic
 from mmoe_jax import config as config_lib
 from mmoe_jax import layers, models, train
 from mmoe_jax.errors import UserError
@@ -81,6 +82,9 @@ class _Recording(ConfigDict):
 def test_every_key_is_read(name, prepared, tmp_path):
   config = importlib.import_module(f"configs.{name}").get_config()
   config.data_dir = prepared
+  if name == "synthetic":
+    config.data_dir = str(tmp_path / "d")
+    synthetic.prepare(config.data_dir, 0, 0.9, rows=500, held_out=100)
   config.train.epochs, config.train.devices = min(2, config.train.epochs), 1
   for group in ("dense", "embedding"):
     if config.optimizer[group].name != "ftrl":
@@ -105,7 +109,8 @@ def test_every_config_is_a_recipe(name):
   module = importlib.import_module(f"configs.{name}")
   assert f"python -m mmoe_jax.main --config configs/{name}.py" in module.__doc__
   if name != "smoke":
-    assert "test AUC" in module.__doc__
+    measure = "mean squared error" if name == "synthetic" else "test AUC"
+    assert f"Expect a {measure}" in module.__doc__
 
 
 # Numbers of ids of the real data's features under the demo protocol, in the schema's order.
