@@ -93,9 +93,9 @@ def parse_space(texts: Sequence[str]) -> dict[str, Any]:
   """
   space = {}
   for text in texts:
-    name, equals, rest = text.partition("=")
+    name, _, rest = text.partition("=")
     kind, comma, values = rest.partition(",")
-    require(bool(name and equals and comma), f"--space {text}: write KEY=KIND,VALUE,VALUE")
+    require(bool(name and kind and comma and values), f"--space {text}: write KEY=KIND,VALUE,VALUE")
     require(name not in space, f"--space {text}: {name} is there twice")
     items = _items(values)
     space[name] = (kind, items) if kind == "choice" else (kind, *items)
