@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mmoe_jax import data, evaluate, losses, models, optimizer
-from mmoe_jax.errors import require, require_known
+from mmoe_jax import data, evaluate, gates, losses, models, optimizer
+from mmoe_jax.errors import require
 from mmoe_jax.shuffle import permutation
+from mmoe_jax.task_weighting import TaskWeighting, create_task_weighting
 
 Array = jax.Array
 
@@ -42,6 +43,7 @@ class State(NamedTuple):
     average: exponential moving average of `params` and `batch_stats`, as variables, evaluated in
       their place; () without.
     opt_state: the optimizer's.
+    weighting: that of the task weighting; () where it has none.
     best: what is evaluated in the end.
   """
 
@@ -50,6 +52,7 @@ class State(NamedTuple):
   batch_stats: Any
   average: Any
   opt_state: Any
+  weighting: Any
   best: Best
 
   @property
@@ -75,6 +78,7 @@ def init_state(
   key: Array,
   model: models.Model,
   tx: optax.GradientTransformation,
+  weighting: TaskWeighting,
   features: Mapping[str, Any],
   averaged: bool,
 ) -> State:
@@ -84,6 +88,7 @@ def init_state(
     key: the run's key.
     model: the model.
     tx: the optimizer.
+    weighting: how the tasks' losses become one gradient.
     features: a batch, for its shapes.
     averaged: whether to keep a moving average of the parameters.
   """
@@ -92,47 +97,54 @@ def init_state(
   own = {"params": params, "batch_stats": stats}
   best = Best(own, jnp.float32(-jnp.inf), jnp.int32(0))
   average = own if averaged else ()
-  return State(jnp.int32(0), params, stats, average, tx.init(params), best)
+  opt_state, weights = tx.init(params), weighting.init(params)
+  return State(jnp.int32(0), params, stats, average, opt_state, weights, best)
 
 
 def make_train_step(
   model: models.Model,
   tx: optax.GradientTransformation,
-  task_weights: Sequence[float] | Array,
+  weighting: TaskWeighting,
+  loss_of: Callable[[Array, Array], Array],
   average_decay: float | Array | None = None,
   axis_name: str | None = None,
-) -> Callable[[State, dict[str, Any], Array], tuple[State, Array]]:
-  """Returns step(state, batch, key) -> (state, losses_T).
+) -> Callable[..., tuple[State, Array]]:
+  """Returns step(state, batch, key, shard=0) -> (state, losses_T).
 
-  The loss is sum over tasks of task_weight · weighted mean of the binary cross entropy over the
-  rows that have the task's label.
+  The loss of a task is the weighted mean of its elementwise loss over the rows that have its
+  label. What the model sows into `losses` is added to them as it is.
 
   Args:
     model: the model.
     tx: the optimizer.
-    task_weights: (T,) the weight of each task in the loss.
+    weighting: how the tasks' losses become one gradient.
+    loss_of: (logits_BxO, labels_BxT) -> loss_BxT, such as losses.elementwise gives.
     average_decay: decay of the moving average of the parameters; None for none.
     axis_name: the device axis that the rows of a batch are spread over, if any.
   """
-  weights_T = jnp.asarray(task_weights, jnp.float32)
 
-  def step(state: State, batch: dict[str, Any], key: Array) -> tuple[State, Array]:
-    def loss(params: Any) -> tuple[Array, tuple[Array, Any]]:
-      logits_BxT, updated = model.apply(
+  def step(
+    state: State, batch: dict[str, Any], key: Array, shard: int | Array = 0
+  ) -> tuple[State, Array]:
+    def losses_of(params: Any) -> tuple[Array, tuple[Array, Any]]:
+      logits_BxO, updated = model.apply(
         {"params": params, "batch_stats": state.batch_stats},
         batch["features"],
         train=True,
-        rngs={"dropout": key},
-        mutable=["batch_stats"],
+        rngs={"dropout": fold_in(key, "dropout", state.step, shard)},
+        mutable=["batch_stats", "losses"],
       )
-      loss_BxT = losses.binary_cross_entropy(logits_BxT, batch["labels"])
+      loss_BxT = loss_of(logits_BxO, batch["labels"])
       weights_BxT = losses.label_weights(batch["labels"], batch["weights"])
       losses_T = losses.weighted_mean(loss_BxT, weights_BxT, axis_name)
-      return losses_T @ weights_T, (losses_T, updated.get("batch_stats", {}))
+      penalty = sum(jax.tree.leaves(updated.get("losses", {})), jnp.float32(0))
+      return losses_T, (penalty, updated.get("batch_stats", {}))
 
-    grads, (losses_T, stats) = jax.grad(loss, has_aux=True)(state.params)
-    if axis_name is not None:
-      grads, losses_T = jax.lax.pmean((grads, losses_T), axis_name)
+    # The same key on all devices: they must agree on what is drawn of gradients.
+    order = fold_in(key, "weighting", state.step)
+    grads, losses_T, stats, weights = weighting.gradient(
+      losses_of, state.params, state.weighting, order, axis_name
+    )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.average
@@ -141,13 +153,14 @@ def make_train_step(
       decay = jnp.minimum(average_decay, (1.0 + state.step) / (10.0 + state.step))
       own = {"params": params, "batch_stats": stats}
       average = optax.incremental_update(own, average, 1 - decay)
-    return State(state.step + 1, params, stats, average, opt_state, state.best), losses_T
+    step = state.step + 1
+    return State(step, params, stats, average, opt_state, weights, state.best), losses_T
 
   return step
 
 
 def make_train_epoch(
-  step: Callable[[State, dict[str, Any], Array], tuple[State, Array]],
+  step: Callable[..., tuple[State, Array]],
   batch_size: int,
   devices: int = 1,
   shuffle: bool = True,
@@ -178,7 +191,7 @@ def make_train_epoch(
       rows_B, real_B = slot
       batch = jax.tree.map(lambda a: a[rows_B], arrays)
       batch["weights"] = batch["weights"] * real_B
-      return step(state, batch, fold_in(key, "dropout", state.step, shard))
+      return step(state, batch, key, shard)
 
     return jax.lax.scan(body, state, (rows_SxB, real_SxB))
 
@@ -192,6 +205,20 @@ def keep_best(state: State, value: Array, epoch: Array) -> State:
   return state._replace(best=jax.tree.map(lambda a, b: jnp.where(better, a, b), new, state.best))
 
 
+class Assessment(NamedTuple):
+  """What is measured after an epoch.
+
+  Attributes:
+    metrics: of the held-out rows, by name, see evaluate.make_metrics.
+    gates: gates.statistics of the held-out rows; None for a model without gates.
+    weights_T: by which each task's loss is now multiplied.
+  """
+
+  metrics: dict[str, Array]
+  gates: dict[str, Array] | None
+  weights_T: Array
+
+
 class Learner(NamedTuple):
   """What a config, a schema and a number of train rows make.
 
@@ -199,18 +226,16 @@ class Learner(NamedTuple):
     model: the model, as it is evaluated.
     init: (key, features) -> State before the first step.
     epoch: (state, arrays, key, shard) -> (state, losses_SxT).
-    assess: (state, held-out EvalArrays, epoch) -> (state, metrics by name): measures what was
-      learnt and keeps the best.
+    assess: (state, held-out EvalArrays, epoch) -> (state, Assessment): measures what was learnt
+      and keeps the best.
     measure: (variables, EvalArrays) -> metrics by name.
-    task_weights: (T,) as the loss weighs tasks.
   """
 
   model: models.Model
   init: Callable[[Array, Mapping[str, Any]], State]
   epoch: Callable[[State, dict[str, Any], Array, Array], tuple[State, Array]]
-  assess: Callable[[State, evaluate.EvalArrays, Array], tuple[State, dict[str, Array]]]
+  assess: Callable[[State, evaluate.EvalArrays, Array], tuple[State, Assessment]]
   measure: Callable[[Any, evaluate.EvalArrays], dict[str, Array]]
-  task_weights: Array
 
 
 def create_learner(
@@ -225,9 +250,9 @@ def create_learner(
     devices, axis_name: how many devices share a batch, and the name of their axis.
 
   Raises:
-    UserError: for settings that no model or optimizer could have.
+    UserError: for settings that no model, optimizer or task weighting could have.
   """
-  settings = config.train
+  settings, tasks = config.train, schema.tasks
   steps = steps_per_epoch(config, rows)
   tx = optimizer.create_optimizer(config.optimizer, steps, settings.epochs)
   model = models.create_model(config.model, schema, axis_name)
@@ -235,25 +260,30 @@ def create_learner(
   plain = models.create_model(config.model, schema)
   decay = settings.average_decay
   averaged = isinstance(decay, Array) or decay > 0
-  tasks = [task.name for task in schema.tasks]
-  weights = task_weights(config.loss.task_weights, len(tasks))
-  step = make_train_step(model, tx, weights, decay if averaged else None, axis_name)
-  measure = evaluate.make_evaluate(plain, tasks)
+  weighting = create_task_weighting(
+    config.loss.weighting,
+    task_weights(config.loss.task_weights, len(tasks)),
+    [task.kind for task in tasks],
+    steps,
+  )
+  loss_of = losses.elementwise(tasks)
+  step = make_train_step(model, tx, weighting, loss_of, decay if averaged else None, axis_name)
+  predict, measure = evaluate.make_predict_with_gates(plain), evaluate.make_metrics(tasks)
 
-  def assess(
-    state: State, held_out: evaluate.EvalArrays, epoch: Array
-  ) -> tuple[State, dict[str, Array]]:
-    named = measure(state.variables, held_out)
+  def assess(state: State, held_out: evaluate.EvalArrays, epoch: Array) -> tuple[State, Assessment]:
+    logits, gates_TxNxE = predict(state.variables, held_out.features)
+    named = measure(logits, held_out)
+    seen = None if gates_TxNxE is None else gates.statistics(gates_TxNxE, held_out.views[""])
     value = evaluate.selection(named, config.select, tasks)
-    return keep_best(state, value, epoch), named
+    weights_T = weighting.weights(state.weighting)
+    return keep_best(state, value, epoch), Assessment(named, seen, weights_T)
 
   return Learner(
     plain,
-    lambda key, features: init_state(key, plain, tx, features, averaged),
+    lambda key, features: init_state(key, plain, tx, weighting, features, averaged),
     make_train_epoch(step, settings.batch_size, devices, settings.shuffle),
     assess,
-    measure,
-    weights,
+    evaluate.make_evaluate(plain, tasks),
   )
 
 
@@ -268,9 +298,9 @@ def train_arrays(split: data.Split, config: Any) -> dict[str, Any]:
   return {"features": split.features, "labels": split.labels, "weights": weights}
 
 
-def task_weights(wanted: Sequence[float] | Array, tasks: int) -> Array:
+def task_weights(wanted: Sequence[float] | Array, tasks: int) -> Array | np.ndarray:
   """(T,) float32: what the config says, or 1 for each task when it is empty."""
-  return jnp.asarray(wanted if len(wanted) else (1.0,) * tasks, jnp.float32)
+  return wanted if isinstance(wanted, Array) else np.array(wanted or (1.0,) * tasks, np.float32)
 
 
 def check_config(config: Any, schema: data.Schema) -> None:
@@ -288,12 +318,9 @@ def check_config(config: Any, schema: data.Schema) -> None:
   require(0 <= decay < 1, f"config.train.average_decay is {decay}; must be in [0, 1)")
   every = config.checkpoint.every_epochs
   require(every >= 1, f"config.checkpoint.every_epochs is {every}; must be at least 1")
-  tasks = [task.name for task in schema.tasks]
-  _check_task_weights(config.loss.task_weights, len(tasks))
+  _check_task_weights(config.loss.task_weights, len(schema.tasks))
   select = config.select
-  require_known(select.metric, [m for m in evaluate.METRICS if m != "pcoc"], "config.select.metric")
-  for task in select.tasks:
-    require_known(task, tasks, "a task in config.select.tasks")
+  evaluate.check_selection(select, schema.tasks)
   require(
     select.patience >= 0,
     f"config.select.patience is {select.patience}; must be at least 0 (0: never stop early)",

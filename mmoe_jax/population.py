@@ -36,7 +36,7 @@ from mmoe_jax import (
 from mmoe_jax.config import override
 from mmoe_jax.errors import UserError, require
 from mmoe_jax.table import save_array
-from mmoe_jax.train import out_of_patience, require_finite_losses, require_learnable
+from mmoe_jax.train import describe_epoch, describe_gates, out_of_patience
 
 Array = jax.Array
 Override = Mapping[str, Any]
@@ -95,11 +95,17 @@ def train_population(
       while epoch < config.train.epochs and any(active_M):
         epoch += 1
         began = time.perf_counter()
-        losses_MxSxT, named_M = run.train_epoch(epoch, active_M)
+        losses_MxSxT, seen_M = run.train_epoch(epoch, active_M)
         seconds = time.perf_counter() - began
-        values = run.read(epoch, losses_MxSxT, named_M, active_M, errors_M)
+        values = run.read(epoch, losses_MxSxT, seen_M, active_M, errors_M)
         log.write(
-          {"epoch": epoch, "active": active_M, "errors": errors_M, **values, "seconds": seconds}
+          {
+            "epoch": epoch,
+            "active": active_M,
+            "errors": dict(errors_M),
+            **values,
+            "seconds": seconds,
+          }
           | {"rows_per_second": sum(active_M) * run.train_rows / seconds}
           | {"wall_seconds": spent + time.perf_counter() - start}
         )
@@ -112,7 +118,9 @@ def train_population(
     results = run.evaluate(errors_M, workdir, save_logits)
     for m, result in enumerate(results):
       trained = [r["epoch"] for r in log.records if r["active"][m]]
-      result |= {"best_epoch": int(states.best.epoch[m]), "epochs": max(trained, default=0)}
+      best = int(states.best.epoch[m])
+      result |= {"best_epoch": best, "epochs": max(trained, default=0)}
+      result |= describe_gates(_of_member(log.records[best - 1], m) if best else {}, aloud=False)
     rates = [r["rows_per_second"] for r in log.records]
     summary = {
       "members": results,
@@ -146,9 +154,6 @@ class _Run:
     self.train_rows = len(splits[0]["train"])
     self.spread = parallel.Members(len(members), config.train.devices)
     self._schema = schema
-    self._task_weights_MxT = np.stack(
-      [engine.task_weights(override(config, m).loss.task_weights, len(self.tasks)) for m in members]
-    )
     keys = [key for key in members[0] if key != "seed"]
     self._of_members = self.spread.spread(
       {
@@ -161,7 +166,8 @@ class _Run:
     self._own, self._shared = self._place({"train": arrays, "held_out": held_out})
     init = self._compile(self._init, (), self._of_members | self._own, self._shared)
     self.states = init((), self._of_members | self._own, self._shared)
-    self._train_epoch = None
+    arguments = self._arguments(0, [True] * len(members))
+    self._train_epoch = self._compile(self._epoch, self.states, *arguments)
 
   def fetch(self) -> engine.State:
     """The states on the host, (M, …)."""
@@ -176,44 +182,41 @@ class _Run:
       for m, best in enumerate(best_M)
     ]
 
-  def train_epoch(self, epoch: int, active_M: Sequence[bool]) -> tuple[np.ndarray, dict[str, Any]]:
-    """Trains the active members for an epoch: their losses (M, S, T) and validation metrics."""
-    active = self.spread.spread(np.array(active_M))
-    member = self._of_members | self._own | {"active": active}
-    shared = self._shared | {"epoch": self.spread.share(np.int32(epoch))}
-    if self._train_epoch is None:
-      self._train_epoch = self._compile(self._epoch, self.states, member, shared)
-    self.states, seen = self._train_epoch(self.states, member, shared)
+  def train_epoch(
+    self, epoch: int, active_M: Sequence[bool]
+  ) -> tuple[np.ndarray, engine.Assessment]:
+    """Trains the active members for an epoch: their losses (M, S, T) and assessments (M, …)."""
+    self.states, seen = self._train_epoch(self.states, *self._arguments(epoch, active_M))
     return self.spread.gather(seen)
 
   def read(
     self,
     epoch: int,
     losses_MxSxT: np.ndarray,
-    named_M: Mapping[str, np.ndarray],
+    seen_M: engine.Assessment,
     active_M: Sequence[bool],
     errors_M: dict[int, str],
-  ) -> dict[str, list[float]]:
+  ) -> dict[str, Any]:
     """An epoch's losses and metrics as lists over members, NaN for those that did not train.
 
     A member whose numbers are not finite is added to `errors_M`.
     """
     nothing = [math.nan] * len(self.members)
-    values: dict[str, list[float]] = {}
+    values: dict[str, Any] = {}
+    warnings: dict[int, list[str]] = {}
     for m in np.flatnonzero(active_M):
-      named, reasons = evaluate.report({k: v[m] for k, v in named_M.items()})
+      own = override(self.config, self.members[m])
+      each = jax.tree.map(lambda a, m=m: a[m], seen_M)
       try:
-        losses_T = require_finite_losses(losses_MxSxT[m], epoch, self.tasks)
-        require_learnable(reasons, self.config.select, self.tasks, epoch)
+        learnt = describe_epoch(epoch, losses_MxSxT[m], each, own, self.tasks)
       except UserError as error:
         errors_M[int(m)] = str(error)
         continue
-      seen = {"loss": losses_T @ self._task_weights_MxT[m]}
-      seen |= {f"train/{t}/loss": x for t, x in zip(self.tasks, losses_T, strict=True)}
-      seen |= {f"validation/{name}": value for name, value in named.items()}
-      for name, value in seen.items():
-        values.setdefault(name, list(nothing))[m] = float(value)
-    return values
+      for line in learnt.pop("warnings", {}).get("gates", []):
+        warnings.setdefault(int(m), []).append(line)
+      for name, value in learnt.items():
+        values.setdefault(name, list(nothing))[m] = value
+    return values | ({"warnings": warnings} if warnings else {})
 
   def evaluate(
     self, errors_M: Mapping[int, str], workdir: str, save_logits: Sequence[str]
@@ -244,6 +247,13 @@ class _Run:
         rows = len(self.splits[0][name])
         save_array(os.path.join(workdir, f"logits_{name}.npy"), logits_MxKxO[:, :rows])
     return results
+
+  def _arguments(self, epoch: int, active_M: Sequence[bool]) -> tuple[Any, Any]:
+    active = {"active": self.spread.spread(np.array(active_M))}
+    return (
+      self._of_members | self._own | active,
+      self._shared | {"epoch": self.spread.share(np.int32(epoch))},
+    )
 
   def _place(self, trees: Mapping[str, list[Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Data on the devices: (each member's own, shared by all), one of them empty."""
@@ -277,8 +287,8 @@ class _Run:
 
     def train(state: engine.State) -> tuple[engine.State, Any]:
       state, losses_SxT = learner.epoch(state, given["train"], key, jnp.int32(0))
-      state, named = learner.assess(state, given["held_out"], shared["epoch"])
-      return state, (losses_SxT, named)
+      state, seen = learner.assess(state, given["held_out"], shared["epoch"])
+      return state, (losses_SxT, seen)
 
     shapes = jax.eval_shape(train, state)[1]
 
@@ -296,6 +306,13 @@ class _Run:
     predict = evaluate.make_predict(learner.model)
     logits = predict(given["variables"], given["held_out"].features) if with_logits else ()
     return named, logits
+
+
+def _of_member(record: Mapping[str, Any], m: int) -> dict[str, Any]:
+  """The record of an epoch as the member's solo run would have written it."""
+  own = {k: v[m] for k, v in record.items() if isinstance(v, list)}
+  warnings = {int(key): lines for key, lines in record.get("warnings", {}).items()}
+  return own | ({"warnings": {"gates": warnings[m]}} if m in warnings else {})
 
 
 def _check_members(config: Any, members: Sequence[Override], schema: data.Schema) -> None:

@@ -1,5 +1,6 @@
 """A run: loads the data, trains, logs, saves, evaluates. The rim around the engine: all I/O."""
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmoe_jax import checkpoint, data, engine, evaluate, layers, logs, parallel, workdirs
+from mmoe_jax import checkpoint, data, engine, evaluate, gates, layers, logs, parallel, workdirs
 from mmoe_jax.engine import State, fold_in
 from mmoe_jax.errors import UserError, require
 
@@ -28,7 +29,8 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
 
   Returns:
     What results.json holds: per split the metrics by name, `best_epoch`, `epochs`,
-    `rows_per_second`, `wall_seconds`, `parameters`, and `notes` on undefined metrics.
+    `rows_per_second`, `wall_seconds`, `parameters`, `notes` on undefined metrics, `gates` at the
+    best epoch and `warnings` about them.
 
   Raises:
     UserError: for what the user can mend, and for a loss that is not finite.
@@ -54,16 +56,13 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
         epoch += 1
         began = time.perf_counter()
         state, losses_SxT = run.train_epoch(state, run.data, fold_in(run.key, "epoch", epoch))
-        losses_T = require_finite_losses(jax.device_get(losses_SxT), epoch, tasks)
+        losses_SxT = jax.device_get(losses_SxT)
         seconds = time.perf_counter() - began
-        state, named = run.assess(state, held_out, np.int32(epoch))
-        values, reasons = evaluate.report(jax.device_get(named))
-        require_learnable(reasons, config.select, tasks, epoch)
+        state, seen = run.assess(state, held_out, np.int32(epoch))
+        learnt = describe_epoch(epoch, losses_SxT, jax.device_get(seen), config, tasks)
         log.write(
-          {"epoch": epoch, "loss": float(losses_T @ run.task_weights)}
-          | {f"train/{t}/loss": float(x) for t, x in zip(tasks, losses_T, strict=True)}
-          | {f"validation/{name}": v for name, v in values.items()}
-          | {"seconds": seconds, "rows_per_second": len(splits["train"]) / seconds}
+          {"epoch": epoch, **learnt, "seconds": seconds}
+          | {"rows_per_second": len(splits["train"]) / seconds}
           | {"wall_seconds": spent + time.perf_counter() - start}
         )
         if epoch % config.checkpoint.every_epochs == 0:
@@ -75,8 +74,10 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
       named = jax.device_get(run.measure(state.best.variables, arrays))
       evaluate.add_report(results, name, named)
     rates = [r.get("rows_per_second", 0.0) for r in log.records]
+    best_epoch = int(state.best.epoch)
+    results |= describe_gates(log.records[best_epoch - 1] if best_epoch else {}, writes)
     results |= {
-      "best_epoch": int(state.best.epoch),
+      "best_epoch": best_epoch,
       "epochs": epoch,
       "rows_per_second": float(np.median(rates or [0.0])),
       "wall_seconds": spent + time.perf_counter() - start,
@@ -92,11 +93,10 @@ class _Run(NamedTuple):
 
   state: State
   train_epoch: Callable[[State, Any, Array], tuple[State, Array]]
-  assess: Callable[[State, Any, Any], tuple[State, dict[str, Array]]]
+  assess: Callable[[State, Any, Any], tuple[State, engine.Assessment]]
   measure: Callable[[Any, Any], dict[str, Array]]
   data: dict[str, Any]
   key: Array
-  task_weights: np.ndarray
   steps_per_epoch: int
   devices: parallel.Devices
 
@@ -117,7 +117,6 @@ def _create_run(config: Any, schema: data.Schema, split: data.Split) -> _Run:
     jax.jit(learner.measure),
     arrays,
     key,
-    np.asarray(learner.task_weights),
     engine.steps_per_epoch(config, len(split)),
     devices,
   )
@@ -155,6 +154,50 @@ def out_of_patience(best_epoch: int, epoch: int, patience: int) -> bool:
   return bool(patience) and epoch - best_epoch >= patience
 
 
+def describe_epoch(
+  epoch: int,
+  losses_SxT: np.ndarray,
+  seen: engine.Assessment,
+  config: Any,
+  tasks: Sequence[str],
+) -> dict[str, Any]:
+  """What metrics.jsonl says of an epoch of one member: losses, weights, metrics, gates.
+
+  Args:
+    epoch: the epoch.
+    losses_SxT: the losses of its steps.
+    seen: what was measured after it, on the host.
+    config: the member's config.
+    tasks: names of the tasks.
+
+  Raises:
+    UserError: for a loss or an output that is not finite, and for a measure of selection that is
+      undefined.
+  """
+  losses_T = require_finite_losses(losses_SxT, epoch, tasks)
+  values, reasons = evaluate.report(seen.metrics)
+  _require_selectable(reasons, config.select, tasks, epoch)
+  record = {"loss": float(losses_T @ engine.task_weights(config.loss.task_weights, len(tasks)))}
+  record |= {f"train/{t}/loss": float(x) for t, x in zip(tasks, losses_T, strict=True)}
+  record |= {f"train/{t}/weight": float(x) for t, x in zip(tasks, seen.weights_T, strict=True)}
+  record |= {f"validation/{name}": v for name, v in values.items()}
+  if seen.gates is not None:
+    record |= gates.scalars(seen.gates, tasks)
+    if lines := gates.collapsed(seen.gates, tasks):
+      record["warnings"] = {"gates": lines}
+  return record
+
+
+def describe_gates(record: Mapping[str, Any], aloud: bool) -> dict[str, Any]:
+  """What results.json says of the gates, by the record of the best epoch; warnings aloud."""
+  warnings = record.get("warnings", {}).get("gates", [])
+  if aloud:
+    for line in warnings:
+      print(f"warning: {line}", file=sys.stderr)
+  measured = {k: v for k, v in record.items() if k.startswith(gates.PREFIX)}
+  return {"gates": measured, "warnings": warnings}
+
+
 def require_finite_losses(losses_SxT: np.ndarray, epoch: int, tasks: Sequence[str]) -> np.ndarray:
   """The mean loss of each task (T,); UserError naming the first that is not finite."""
   bad = np.argwhere(~np.isfinite(losses_SxT))
@@ -167,7 +210,7 @@ def require_finite_losses(losses_SxT: np.ndarray, epoch: int, tasks: Sequence[st
   return losses_SxT.mean(0)
 
 
-def require_learnable(
+def _require_selectable(
   reasons: Mapping[str, str], select: Any, tasks: Sequence[str], epoch: int
 ) -> None:
   """UserError for output that is not finite, or a measure of selection that is undefined.

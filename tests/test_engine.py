@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ml_collections import ConfigDict
 
-from mmoe_jax import data, engine, evaluate, models, parallel
+from mmoe_jax import data, engine, losses, models, parallel
+from mmoe_jax.task_weighting import create_task_weighting
 
 KEY = jax.random.key(0)
 TASKS = ("income_50k", "marital_stat")
+KINDS = ("binary", "binary")
+WEIGHTING = create_task_weighting({"name": "static"}, (1.0, 1.0), KINDS, 1)
+LOSS = losses.binary_cross_entropy
 
 
 @pytest.fixture
@@ -31,7 +34,9 @@ def setup(prepared, config):
 
 def init(model, tx, arrays, averaged=False):
   features = {name: a[:1] for name, a in arrays["features"].items()}
-  return jax.jit(lambda key, x: engine.init_state(key, model, tx, x, averaged))(KEY, features)
+  return jax.jit(lambda key, x: engine.init_state(key, model, tx, WEIGHTING, x, averaged))(
+    KEY, features
+  )
 
 
 def test_one_step_is_the_gradient_of_the_weighted_loss(setup):
@@ -39,7 +44,7 @@ def test_one_step_is_the_gradient_of_the_weighted_loss(setup):
   tx = optax.sgd(0.1)
   batch = jax.tree.map(lambda a: jnp.asarray(a[:50]), arrays)
   labels = np.array(batch["labels"])
-  labels[:10, 0] = data.MISSING_LABEL
+  labels[:10, 0] = np.nan
   batch["labels"] = labels
   batch["weights"] = jnp.arange(50.0)
   state = init(model, tx, arrays)
@@ -51,16 +56,20 @@ def test_one_step_is_the_gradient_of_the_weighted_loss(setup):
     income = (each[10:, 0] * w[10:]).sum() / w[10:].sum()
     return 2.0 * income + 0.5 * (each[:, 1] * w).sum() / w.sum()
 
-  new, losses = jax.jit(engine.make_train_step(model, tx, (2.0, 0.5)))(state, batch, KEY)
+  weighting = create_task_weighting({"name": "static"}, (2.0, 0.5), KINDS, 1)
+  step = engine.make_train_step(model, tx, weighting, LOSS)
+  new, losses_T = jax.jit(step)(state, batch, KEY)
   grads = jax.jit(jax.grad(by_hand))(state.params)
   expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.params, expected)
-  np.testing.assert_allclose(2.0 * losses[0] + 0.5 * losses[1], by_hand(state.params), rtol=1e-5)
+  np.testing.assert_allclose(
+    2.0 * losses_T[0] + 0.5 * losses_T[1], by_hand(state.params), rtol=1e-5
+  )
 
 
 def test_an_epoch_is_its_steps_one_after_another(setup):
   _, model, tx, arrays = setup
-  step = jax.jit(engine.make_train_step(model, tx, (1.0, 1.0)))
+  step = jax.jit(engine.make_train_step(model, tx, WEIGHTING, LOSS))
   state = init(model, tx, arrays)
   epoch = jax.jit(engine.make_train_epoch(step, 500))
   scanned, losses = epoch(state, arrays, KEY, np.int32(0))
@@ -70,7 +79,7 @@ def test_an_epoch_is_its_steps_one_after_another(setup):
     rows = order[np.arange(500 * i, 500 * (i + 1)) % 2003]
     batch = jax.tree.map(lambda a, rows=rows: a[rows], arrays)
     batch["weights"] = batch["weights"] * (np.arange(500 * i, 500 * (i + 1)) < 2003)
-    state, _ = step(state, batch, engine.fold_in(KEY, "dropout", i, 0))
+    state, _ = step(state, batch, KEY)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), scanned.params, state.params
   )
@@ -83,11 +92,11 @@ def test_every_row_counts_exactly_once_in_an_epoch(batch_size, shuffle):
   arrays = {"labels": np.zeros((rows, 1), np.int8), "weights": np.ones(rows, np.float32)}
   arrays["number"] = np.arange(rows)
 
-  def step(seen, batch, key):
+  def step(seen, batch, key, shard):
     counts = seen.params.at[batch["number"]].add(batch["weights"])
     return seen._replace(step=seen.step + 1, params=counts), batch["number"]
 
-  state = engine.State(jnp.int32(0), jnp.zeros(rows), *[()] * 4)
+  state = engine.State(jnp.int32(0), jnp.zeros(rows), *[()] * 5)
   epoch = jax.jit(engine.make_train_epoch(step, batch_size, shuffle=shuffle))
   seen, numbers = epoch(state, arrays, KEY, np.int32(0))
   np.testing.assert_array_equal(seen.params, 1)
@@ -97,7 +106,7 @@ def test_every_row_counts_exactly_once_in_an_epoch(batch_size, shuffle):
 
 def test_an_epoch_is_one_program_that_never_asks_the_host(setup):
   _, model, tx, arrays = setup
-  step = engine.make_train_step(model, tx, (1.0, 1.0))
+  step = engine.make_train_step(model, tx, WEIGHTING, LOSS)
   devices = parallel.Devices(1)
   arrays, state = devices.replicate(arrays), devices.replicate(init(model, tx, arrays))
   key = devices.replicate(KEY)
@@ -114,7 +123,7 @@ def test_an_epoch_is_one_program_that_never_asks_the_host(setup):
 
 def test_the_average_follows_the_parameters(setup):
   _, model, tx, arrays = setup
-  step = jax.jit(engine.make_train_step(model, tx, (1.0, 1.0), average_decay=0.9))
+  step = jax.jit(engine.make_train_step(model, tx, WEIGHTING, LOSS, average_decay=0.9))
   state = init(model, tx, arrays, averaged=True)
   expected = jax.tree.map(np.float64, jax.device_get(state.params))
   np.testing.assert_equal(state.average["batch_stats"], {})
@@ -143,16 +152,3 @@ def test_keep_best_keeps_the_best(setup):
     state = engine.keep_best(state._replace(params=params), value, epoch)
   assert int(state.best.epoch) == 2
   assert all((p == 2).all() for p in jax.tree.leaves(state.best.variables["params"]))
-
-
-def test_selection_is_the_mean_of_the_named_measure_higher_being_better():
-  values = {"a/auc": 0.9, "b/auc": 0.7, "a/log_loss": 0.1, "b/log_loss": 0.3}
-
-  def value(metric, tasks):
-    select = ConfigDict({"metric": metric, "tasks": tasks})
-    return float(evaluate.selection(values, select, "ab"))
-
-  assert value("auc", ()) == pytest.approx(0.8)
-  assert value("auc", ("b",)) == pytest.approx(0.7)
-  assert value("log_loss", ()) == pytest.approx(-0.2)
-  assert value("log_loss", ("a",)) == pytest.approx(-0.1)
