@@ -180,6 +180,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.select.tasks = ()  # … averaged over these tasks; empty means all.
   config.select.patience = 5  # Epochs without a better one before training stops; 0 for never.
 
+  # What mmoe_jax/tune.py varies: keys, and from where to where (mmoe_jax/search_space.py).
+  config.search = (
+    ("optimizer.dense.learning_rate+optimizer.embedding.learning_rate", ("log", 1e-3, 2e-2)),
+    ("model.embedding_dropout", ("uniform", 0.0, 0.4)),
+    ("model.tower_dropout", ("uniform", 0.0, 0.4)),
+  )
+
   config.checkpoint = ConfigDict()
   config.checkpoint.every_epochs = 1
   return config

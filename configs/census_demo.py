@@ -41,5 +41,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.train.epochs = 100
   config.train.average_decay = 0.0
   config.select.patience = 0
+  config.search = (("optimizer.dense.learning_rate", ("log", 1e-4, 1e-2)),)
   config.checkpoint.every_epochs = 10
   return config

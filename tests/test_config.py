@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from configs import census
 from data_prep import synthetic
 from mmoe_jax import config as config_lib
-from mmoe_jax import layers, models, train
+from mmoe_jax import layers, models, search_space, train
 from mmoe_jax.errors import UserError
 from tests.test_models import schema_of
 
@@ -91,6 +91,7 @@ def test_every_key_is_read(name, prepared, tmp_path):
       config.optimizer[group].warmup_epochs = 0.0
   recording = _Recording(config)
   train.train_and_evaluate(recording, str(tmp_path / "w"))
+  search_space.create_space(config, recording.search)
 
   def keys(tree, prefix=""):
     for key in tree:
