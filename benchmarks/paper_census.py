@@ -139,7 +139,7 @@ def summarise(
   """
   rows = []
   for t, task in enumerate(GROUPS[group]):
-    aucs = {m: test_aucs(p["results"], task) for m, p in populations.items()}
+    aucs = {m: aucs_of(p["results"], task) for m, p in populations.items()}
     placed = {}
     for method, auc_M in aucs.items():
       seeds = np.flatnonzero(np.isfinite(auc_M))
@@ -168,7 +168,7 @@ def summarise(
   return rows
 
 
-def test_aucs(results: Sequence[Mapping[str, Any]], task: str) -> np.ndarray:
+def aucs_of(results: Sequence[Mapping[str, Any]], task: str) -> np.ndarray:
   """(M,) test AUC of each member, NaN for one that diverged."""
   name = f"{task}/auc"
   return np.array([np.nan if "error" in r else r["test"][name] for r in results], np.float64)
@@ -221,7 +221,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], untuned: Sequence[str] = ()) -> 
 def _overview(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> str:
   header = ["method"]
   for task in tasks:
-    header += [task, f"− {BASELINE}", "paper"]
+    header += [task, f"{tables.MINUS} {BASELINE}", "paper"]
   lines = []
   for method in dict.fromkeys(r["method"] for r in rows):
     line = [method]
@@ -233,18 +233,18 @@ def _overview(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> str:
 
 def _detail(rows: Sequence[Mapping[str, Any]]) -> str:
   header = ["method", "parameters", "mean", "seeds alone", "std", "at best validation", "best"]
-  header += [f"− {BASELINE}", "seeds alone", "paper's mean", "paper's best", "seconds"]
+  header += [f"{tables.MINUS} {BASELINE}", "seeds alone", "paper's mean", "paper's best", "seconds"]
   lines = [
     [
       r["method"] + (f" ({r['diverged']} diverged)" if r["diverged"] else ""),
       f"{r['parameters']:,}",
       _mean(r),
-      tables.plus_minus(r["half_seeds"], 5).strip() or "–",
+      tables.half(r["half_seeds"]),
       tables.number(r["std"], 5),
       tables.number(r["at_best_validation"]),
       tables.number(r["best"]),
       _gap(r),
-      tables.plus_minus(r["difference_half_seeds"], 5).strip() or "–",
+      tables.half(r["difference_half_seeds"]),
       tables.number(r["paper_mean"]),
       tables.number(r["paper_best"]),
       f"{r['seconds']:,.0f}",
@@ -260,7 +260,7 @@ def _mean(row: Mapping[str, Any]) -> str:
 
 def _gap(row: Mapping[str, Any]) -> str:
   if row["difference"] is None:
-    return "–"
+    return tables.NOTHING
   half = row["difference_half"]
   text = tables.signed(row["difference"], 5) + tables.plus_minus(half, 5)
   # Bold where zero lies outside the interval.
@@ -272,10 +272,11 @@ def _explanation(rows: Sequence[Mapping[str, Any]], untuned: Sequence[str]) -> s
   text = (
     f"Test AUC of {' or '.join(map(str, seeds))} seeds a method: the mean over seeds, and the half "
     "width of its 95 % interval over seeds and test rows together (DeLong's variance of the rows); "
-    f"`seeds alone` takes the rows as given. `− {BASELINE}` is the difference to {BASELINE}, paired "
-    "by seed and by row, with the same two intervals; bold where the first leaves zero out. `at "
-    "best validation` is the seed with the best validation measure, `best` the best of all seeds. "
-    f"The paper's columns: {published.MA_2018}, on a split of its own, 400 trainings."
+    f"`seeds alone` takes the rows as given. `{tables.MINUS} {BASELINE}` is the difference to "
+    f"{BASELINE}, paired by seed and by row, with the same two intervals; bold where the first "
+    "leaves zero out. `at best validation` is the seed with the best validation measure, `best` the "
+    f"best of all seeds. The paper's columns: {published.MA_2018}, on a split of its own, 400 "
+    "trainings."
   )
   if untuned:
     text += f" With the settings of configs/census.py, not searched: {', '.join(untuned)}."
@@ -360,13 +361,11 @@ def run_study(
       populations[method] = done
       scores[method] = np.load(os.path.join(folder, "logits_test.npy"), mmap_mode="r")
       listed.append({"group": group, "method": method, "chosen": choice, **done})
-      means = [f"{t} {np.nanmean(test_aucs(done['results'], t)):.4f}" for t in GROUPS[group]]
+      means = [f"{t} {np.nanmean(aucs_of(done['results'], t)):.4f}" for t in GROUPS[group]]
       progress.done(f"{group} {method}: test AUC {', '.join(means)}", not was_there)
     _, splits = data.load(data_dir, **config.data)
     of_group = summarise(group, populations, scores, np.asarray(splits["test"].labels, np.float64))
-    aucs = {
-      (t, m): test_aucs(p["results"], t) for m, p in populations.items() for t in GROUPS[group]
-    }
+    aucs = {(t, m): aucs_of(p["results"], t) for m, p in populations.items() for t in GROUPS[group]}
     draw(group, of_group, aucs, out)
     rows += of_group
   studies.write_json(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 MINUS = "\u2212"
+NOTHING = "\u2013"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -25,12 +26,12 @@ def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def number(value: float | None, digits: int = 4) -> str:
   """A number with so many decimals; a dash for none."""
-  return "–" if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+  return NOTHING if value is None else f"{value:.{digits}f}".replace("-", MINUS)
 
 
 def signed(value: float | None, digits: int = 4) -> str:
   """A difference with its sign; a dash for none."""
-  return "–" if value is None else f"{value:+.{digits}f}".replace("-", MINUS)
+  return NOTHING if value is None else f"{value:+.{digits}f}".replace("-", MINUS)
 
 
 def plus_minus(half: float | None, digits: int = 4) -> str:
@@ -39,3 +40,8 @@ def plus_minus(half: float | None, digits: int = 4) -> str:
     return ""
   least = 10.0**-digits
   return f" ± <{least:.{digits}f}" if 0 < half < least / 2 else f" ± {half:.{digits}f}"
+
+
+def half(value: float | None, digits: int = 5) -> str:
+  """The half width of an interval in a cell of its own; a dash for none."""
+  return plus_minus(value, digits).strip() or NOTHING
