@@ -274,8 +274,8 @@ def _explanation(rows: Sequence[Mapping[str, Any]], untuned: Sequence[str]) -> s
     "width of its 95 % interval over seeds and test rows together (DeLong's variance of the rows); "
     f"`seeds alone` takes the rows as given. `{tables.MINUS} {BASELINE}` is the difference to "
     f"{BASELINE}, paired by seed and by row, with the same two intervals; bold where the first "
-    "leaves zero out. `at best validation` is the seed with the best validation measure, `best` the "
-    f"best of all seeds. The paper's columns: {published.MA_2018}, on a split of its own, 400 "
+    "leaves zero out. `at best validation` is the seed with the best validation measure, `best` is "
+    f"the best of all. The paper's columns: {published.MA_2018}, on a split of its own, 400 "
     "trainings."
   )
   if untuned:

@@ -3,11 +3,11 @@
   python -m benchmarks.paper_synthetic --search --out runs/paper_synthetic_search
   python -m benchmarks.paper_synthetic --runs 200 --out runs/paper_synthetic
 
-Figure 2 is the correlation of the labels against the cosine p of the tasks' weights. Figures 4 and
-5 are the loss of Shared-Bottom, OMoE and MMoE of about equal size at p = 0.5, 0.9 and 1, in 200 runs
-of fresh data and fresh initialisation each; run r has the same data for the three models, so that
-they are compared in pairs. The search picks each model's learning rate among the paper's three by
-validation loss, on data of other seeds, and writes benchmarks/paper_synthetic_settings.json.
+Figure 2 is the correlation of the labels against the cosine p of the tasks' weights. Figures 4
+and 5 are the loss of Shared-Bottom, OMoE and MMoE of about equal size at p = 0.5, 0.9 and 1, in
+200 runs of fresh data and fresh initialisation each; run r has the same data for the three models,
+so that they are compared in pairs. The search picks each model's learning rate among the paper's
+three by validation loss, on data of other seeds; benchmarks/paper_synthetic_settings.json has it.
 
 Runs train in populations of --members; each has a folder of its own below --out, so that a study
 that was cut off goes on where it was. Leaves table.md, table.json, table.csv and plots.
