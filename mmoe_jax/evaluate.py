@@ -141,6 +141,25 @@ def report(named: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
   return values, reasons
 
 
+def selection(named: Mapping[str, Array], select: Any, tasks: Sequence[str]) -> Array:
+  """The validation measure that picks the epoch, as a scalar, higher being better.
+
+  Args:
+    named: metrics by name, from `make_evaluate`.
+    select: config.select: `metric`, averaged over `tasks` (empty: all).
+    tasks: names of all tasks.
+  """
+  values = jnp.stack([named[f"{task}/{select.metric}"] for task in select.tasks or tasks])
+  return -values.mean() if select.metric in LOWER_IS_BETTER else values.mean()
+
+
+def add_report(results: dict[str, Any], split: str, named: Mapping[str, Any]) -> None:
+  """Adds a split's metrics to results, and to its `notes` why some are undefined (None)."""
+  values, reasons = report(named)
+  results[split] = {k: None if math.isnan(v) else v for k, v in values.items()}
+  results["notes"] |= {f"{split}/{k}": reason for k, reason in reasons.items()}
+
+
 def make_gates(model: Any) -> Callable[[Any, dict[str, Array]], Array]:
   """Returns a compiled function: (variables, features (B, …)) -> gates_TxBxE."""
 

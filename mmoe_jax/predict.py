@@ -22,9 +22,14 @@ class Predictor:
     variables: its best variables.
   """
 
-  def __init__(self, workdir: str):
-    """Restores a run from its work directory. Raises UserError when it holds none."""
+  def __init__(self, workdir: str, member: int | None = None):
+    """Restores a run from its work directory, or one member of a population.
+
+    Raises UserError when it holds none.
+    """
     config = ConfigDict(workdirs.read_config(workdir))
+    members = len(config.get(workdirs.MEMBERS, ()))
+    _check_member(workdir, members, member)
     self.schema: Schema = workdirs.read_schema(workdir)
     try:
       self.model = models.create_model(config.model, self.schema)
@@ -32,9 +37,9 @@ class Predictor:
       raise errors.UserError(f"{workdir}: config.json is broken: {error}") from error
     self._predict = evaluate.make_predict(self.model)
     with checkpoint.Checkpoints(workdir, read_only=True) as saver:
-      variables = saver.restore_best(self._variables_like())
+      variables = saver.restore_best(self._variables_like((members,) if members else ()))
     errors.require(variables is not None, f"{workdir}: no checkpoint here; has the run begun?")
-    self.variables = variables
+    self.variables = jax.tree.map(lambda a: a[member], variables) if members else variables
 
   def __call__(self, frame: pd.DataFrame, where: str = "the table") -> pd.DataFrame:
     """Scores raw rows.
@@ -52,7 +57,7 @@ class Predictor:
     probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
     return pd.DataFrame(probabilities, columns=[task.name for task in self.schema.tasks])
 
-  def _variables_like(self) -> Any:
+  def _variables_like(self, leading: tuple[int, ...]) -> Any:
     blank = {
       "ids": np.zeros((1, len(self.schema.id_features)), np.int32),
       "numeric": np.zeros((1, len(self.schema.numeric)), np.float32),
@@ -60,13 +65,29 @@ class Predictor:
     shapes = jax.eval_shape(self.model.init, jax.random.key(0), blank)
     like = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), like)
+    return jax.tree.map(
+      lambda s: jax.ShapeDtypeStruct(leading + s.shape, s.dtype, sharding=device), like
+    )
+
+
+def _check_member(workdir: str, members: int, member: int | None) -> None:
+  if not members:
+    errors.require(member is None, f"--member={member}: the run in {workdir} is no population")
+    return
+  last = members - 1
+  errors.require(
+    member is not None,
+    f"{workdir}: a population of {members} members; name one, --member=0 to {last}",
+  )
+  errors.require(
+    0 <= member <= last, f"--member={member}: there are {members} members, 0 to {last}"
+  )
 
 
 def main(argv: list[str]) -> None:
   """The command line: scores a file into a file, which appears whole or not at all."""
   del argv
-  predictor = Predictor(_WORKDIR.value)
+  predictor = Predictor(_WORKDIR.value, _MEMBER.value)
   frame = read_table(_INPUT.value, predictor.schema.columns)
   scores = predictor(frame, where=_INPUT.value)
   # 17 digits give back the very float64.
@@ -76,6 +97,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   _WORKDIR = flags.DEFINE_string("workdir", None, "Of a training run.", required=True)
+  _MEMBER = flags.DEFINE_integer("member", None, "Which member, where WORKDIR is a population's.")
   _INPUT = flags.DEFINE_string("input", None, "Raw rows, with or without a header.", required=True)
   _OUTPUT = flags.DEFINE_string("output", None, "The CSV file to write.", required=True)
   errors.run(main)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from mmoe_jax import errors, workdirs
@@ -39,10 +40,65 @@ def table(results: dict[str, Any], workdir: str) -> str:
   return "\n".join(lines)
 
 
+def population_table(results: dict[str, Any], workdir: str) -> str:
+  """Lays out what the results.json of a population holds: a line a member.
+
+  Args:
+    results: as workdirs.read_results gives them.
+    workdir: named in the last line.
+  """
+  members = results["members"]
+  whole = [m for m in members if "error" not in m]
+  metrics = list(whole[0]["test"]) if whole else []
+  names = [n for n in metrics if n.split("/")[1] in _MAIN]
+  keys = list(members[0]["member"])
+  shorts = [".".join(key.split(".")[-2:]) for key in keys]
+  width = max([len(s) for s in shorts] + [12]) + 2
+  head = [f"{'':>7}", *(f"{s:>{width}}" for s in shorts), f"{'best/epochs':>13}"]
+  columns = [f"{split} {name}" for split in ("validation", "test") for name in names]
+  lines = ["".join([*head, *(f"{c:>{len(c) + 2}}" for c in columns)])]
+  for i, member in enumerate(members):
+    cells = [f"{i:>7}", *(f"{_short(member['member'][k]):>{width}}" for k in keys)]
+    cells.append(f"{member['best_epoch']}/{member['epochs']}".rjust(13))
+    if "error" in member:
+      lines.append("".join(cells) + f"  {member['error']}")
+      continue
+    values = [member[split][name] for split in ("validation", "test") for name in names]
+    lines.append("".join(cells) + _cells(values, columns))
+  for label, statistic in (("mean", np.mean), ("std", np.std)):
+    if len(whole) > 1:
+      values = [
+        float(statistic([m[split][name] for m in whole]))
+        for split in ("validation", "test")
+        for name in names
+      ]
+      lines.append(f"{label:>7}" + " " * (width * len(keys) + 13) + _cells(values, columns))
+  lines.append(
+    f"{len(members)} members, {results['rows_per_second']:,.0f} rows a second together, "
+    f"{results['wall_seconds']:.1f} s in all, {members[0]['parameters']:,} parameters each"
+  )
+  lines.append(f"everything is in {workdir}")
+  return "\n".join(lines)
+
+
+_MAIN = ("auc", "accuracy", "mse")
+
+
+def _cells(values: list[float | None], columns: list[str]) -> str:
+  texts = ["undefined" if v is None else f"{v:.4f}" for v in values]
+  return "".join(f"{t:>{len(c) + 2}}" for t, c in zip(texts, columns, strict=True))
+
+
+def _short(value: Any) -> str:
+  return format(value, ".4g") if isinstance(value, float) else str(value)
+
+
 def main(argv: list[str]) -> None:
   """The command line: prints the table of a run that has ended."""
   del argv
-  print(table(workdirs.read_results(_WORKDIR.value), _WORKDIR.value))
+  results = workdirs.read_results(_WORKDIR.value)
+  lay_out = population_table if workdirs.MEMBERS in results else table
+  print(lay_out(results, _WORKDIR.value))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Reading raw tables and writing files: no bad input passes, nothing is half-written."""
 
+import contextlib
 import csv
 import gzip
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -92,10 +93,22 @@ def parse_numbers(frame: pd.DataFrame, column: str, where: str) -> np.ndarray:
 
 def write_atomically(path: str, text: str) -> None:
   """Writes text beside `path` and renames, so that no reader sees half a file."""
+  with _beside(path) as beside, open(beside, "w", encoding="utf-8") as file:
+    file.write(text)
+
+
+def save_array(path: str, array: np.ndarray) -> None:
+  """Writes an array in NumPy's format beside `path` and renames."""
+  with _beside(path) as beside, open(beside, "wb") as file:
+    np.save(file, array)
+
+
+@contextlib.contextmanager
+def _beside(path: str) -> Iterator[str]:
+  """A name beside `path`; what was written there takes its place unless an error came."""
   beside = f"{path}.{os.getpid()}.part"
   try:
-    with open(beside, "w", encoding="utf-8") as file:
-      file.write(text)
+    yield beside
     os.replace(beside, path)
   finally:
     if os.path.exists(beside):
