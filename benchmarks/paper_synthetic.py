@@ -356,9 +356,11 @@ def run_study(
     "rows": rows,
     "pairs": pairs,
     "curves": {
-      f"{p:g}": {m: dict(zip(("mean", "low", "high"), curve_summary(c), strict=True))}
+      f"{p:g}": {
+        model: dict(zip(("mean", "low", "high"), curve_summary(curves_KxR), strict=True))
+        for model, curves_KxR in of_models.items()
+      }
       for p, of_models in curves.items()
-      for m, c in of_models.items()
     },
     "populations": listed,
   }

@@ -78,7 +78,7 @@ def dots(
     axis.set_title(name, fontsize=11)
     axis.set_xlabel(xlabel)
     axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
-    axis.ticklabel_format(useOffset=False, style="plain")
+    axis.ticklabel_format(axis="x", useOffset=False, style="plain")
     _bare(axis)
   shapes = {
     "half": {"color": OURS, "linewidth": 1.2, "marker": "o", "markersize": 5},

@@ -227,6 +227,8 @@ def _without_nan(tree: Any) -> Any:
     return {k: _without_nan(v) for k, v in tree.items()}
   if isinstance(tree, list | tuple):
     return [_without_nan(v) for v in tree]
+  if isinstance(tree, np.ndarray):
+    return _without_nan(tree.tolist())
   if isinstance(tree, np.generic):
     tree = tree.item()
   return None if isinstance(tree, float) and tree != tree else tree
