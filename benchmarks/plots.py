@@ -178,6 +178,8 @@ def histograms(
 ) -> None:
   """Writes histograms of values_R: a row for each model, a column for each panel, equal bins.
 
+  The last bin also holds what lies above, so that single far values do not squeeze the others.
+
   Args:
     path: of the PNG.
     panels: title of a column -> model -> values_R.
@@ -186,7 +188,8 @@ def histograms(
   """
   models = list(dict.fromkeys(model for column in panels.values() for model in column))
   every = np.concatenate([v for column in panels.values() for v in column.values()])
-  bins = np.linspace(every.min(), max(every.max(), every.min() + 1e-6), 41)
+  top = max(np.quantile(every, 0.995), every.min() + 1e-6)
+  bins = np.linspace(every.min(), top, 41)
   figure, axes = plt.subplots(
     len(models),
     len(panels),
@@ -201,8 +204,8 @@ def histograms(
     for axis, model in zip(axes[:, column], models, strict=True):
       _bare(axis)
       if model in values:
-        axis.hist(values[model], bins, color=COLORS.get(model, GREY))
-        axis.axvline(np.mean(values[model]), color="black", linewidth=1, linestyle=":")
+        axis.hist(np.minimum(values[model], top), bins, color=COLORS.get(model, GREY))
+        axis.axvline(min(np.mean(values[model]), top), color="black", linewidth=1, linestyle=":")
   for axis, model in zip(axes[:, 0], models, strict=True):
     axis.set_ylabel(f"{model}\nruns")
   figure.suptitle(title, fontsize=12)

@@ -99,7 +99,9 @@ def over_seeds(
   """Mean over seeds with its intervals; for a paired difference, give the differences.
 
   The variance over rows and the variance over seeds are added. Both contain the interaction of
-  the two, divided by M, so that the interval is a little too wide rather than too narrow.
+  the two, divided by M, so that the interval is a little too wide rather than too narrow. After
+  very few seeds, whose own interval is wide for want of degrees of freedom, the one over both is
+  kept as wide.
 
   Args:
     values_M: one number a seed.
@@ -109,13 +111,13 @@ def over_seeds(
   values_M = np.asarray(values_M, np.float64)
   require(len(values_M) > 0, "no seed to average over")
   seeds = seed_variance(values_M)
-  return Estimate(
-    value=float(values_M.mean()),
-    std=float(values_M.std(ddof=1)) if seeds else None,
-    half_seeds=half_interval([seeds], level) if seeds else None,
-    half_rows=half_interval(rows, level) if rows else None,
-    half=half_interval([seeds, *rows], level) if seeds and rows else None,
-  )
+  half_seeds = half_interval([seeds], level) if seeds else None
+  half_rows = half_interval(rows, level) if rows else None
+  half = None
+  if seeds and rows:
+    half = max(half_interval([seeds, *rows], level), half_seeds, half_rows)
+  std = float(values_M.std(ddof=1)) if seeds else None
+  return Estimate(float(values_M.mean()), std, half_seeds, half_rows, half)
 
 
 # ---- AUC over rows ---------------------------------------------------------------------------

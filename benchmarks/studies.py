@@ -1,5 +1,6 @@
 """What the studies of a paper share: resumable populations, an equal search, files, progress."""
 
+import contextlib
 import json
 import os
 import platform
@@ -190,7 +191,7 @@ def machine() -> dict[str, Any]:
   device = jax.devices()[0]
   return {
     "cores": len(os.sched_getaffinity(0)),
-    "processor": platform.processor() or platform.machine(),
+    "processor": _processor(),
     "platform": device.platform,
     "device": device.device_kind,
     "devices": jax.device_count(),
@@ -198,6 +199,14 @@ def machine() -> dict[str, Any]:
     "python": platform.python_version(),
     "command": " ".join(["python -m", *_command()]),
   }
+
+
+def _processor() -> str:
+  with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+    for line in file:
+      if line.startswith("model name"):
+        return line.partition(":")[2].strip()
+  return platform.processor() or platform.machine()
 
 
 def _command() -> list[str]:

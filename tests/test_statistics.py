@@ -156,6 +156,17 @@ def test_one_seed_and_no_variance():
     statistics.over_seeds([])
 
 
+def test_interval_over_both_is_no_narrower_than_over_either():
+  # Two seeds have one degree of freedom: t is 12.7.
+  few = statistics.over_seeds([0.93, 0.94], [statistics.Variance(1e-6, 999)])
+  assert few.half == few.half_seeds == pytest.approx(12.706 * 0.005, rel=1e-4)
+  rng = reference.fresh_rng()
+  rows = [statistics.Variance(1e-4, 40_000)]
+  many = statistics.over_seeds(rng.normal(0.9, 0.04, 20), rows)
+  expected = statistics.half_interval([statistics.Variance(many.std**2 / 20, 19), *rows])
+  assert max(many.half_seeds, many.half_rows) < many.half == pytest.approx(expected)
+
+
 def test_interval_over_both_sources_covers_what_it_says():
   """Fresh rows and fresh seeds each time: the true difference is inside 95 times of 100."""
   rng = np.random.default_rng(3)
