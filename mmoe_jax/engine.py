@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from mmoe_jax import data, evaluate, losses, models, optimizer
-from mmoe_jax.errors import require, require_known
+from mmoe_jax.errors import require
 from mmoe_jax.shuffle import permutation
 
 Array = jax.Array
@@ -101,11 +101,12 @@ def make_train_step(
   task_weights: Sequence[float] | Array,
   average_decay: float | Array | None = None,
   axis_name: str | None = None,
+  loss_of: Callable[[Array, Array], Array] = losses.binary_cross_entropy,
 ) -> Callable[[State, dict[str, Any], Array], tuple[State, Array]]:
   """Returns step(state, batch, key) -> (state, losses_T).
 
-  The loss is sum over tasks of task_weight · weighted mean of the binary cross entropy over the
-  rows that have the task's label.
+  The loss is sum over tasks of task_weight · weighted mean of the task's loss over the rows that
+  have its label.
 
   Args:
     model: the model.
@@ -113,19 +114,20 @@ def make_train_step(
     task_weights: (T,) the weight of each task in the loss.
     average_decay: decay of the moving average of the parameters; None for none.
     axis_name: the device axis that the rows of a batch are spread over, if any.
+    loss_of: (logits_BxO, labels_BxT) -> loss_BxT, such as losses.elementwise gives.
   """
   weights_T = jnp.asarray(task_weights, jnp.float32)
 
   def step(state: State, batch: dict[str, Any], key: Array) -> tuple[State, Array]:
     def loss(params: Any) -> tuple[Array, tuple[Array, Any]]:
-      logits_BxT, updated = model.apply(
+      logits_BxO, updated = model.apply(
         {"params": params, "batch_stats": state.batch_stats},
         batch["features"],
         train=True,
         rngs={"dropout": key},
         mutable=["batch_stats"],
       )
-      loss_BxT = losses.binary_cross_entropy(logits_BxT, batch["labels"])
+      loss_BxT = loss_of(logits_BxO, batch["labels"])
       weights_BxT = losses.label_weights(batch["labels"], batch["weights"])
       losses_T = losses.weighted_mean(loss_BxT, weights_BxT, axis_name)
       return losses_T @ weights_T, (losses_T, updated.get("batch_stats", {}))
@@ -235,9 +237,10 @@ def create_learner(
   plain = models.create_model(config.model, schema)
   decay = settings.average_decay
   averaged = isinstance(decay, Array) or decay > 0
-  tasks = [task.name for task in schema.tasks]
+  tasks = schema.tasks
   weights = task_weights(config.loss.task_weights, len(tasks))
-  step = make_train_step(model, tx, weights, decay if averaged else None, axis_name)
+  loss_of = losses.elementwise(tasks)
+  step = make_train_step(model, tx, weights, decay if averaged else None, axis_name, loss_of)
   measure = evaluate.make_evaluate(plain, tasks)
 
   def assess(
@@ -288,12 +291,9 @@ def check_config(config: Any, schema: data.Schema) -> None:
   require(0 <= decay < 1, f"config.train.average_decay is {decay}; must be in [0, 1)")
   every = config.checkpoint.every_epochs
   require(every >= 1, f"config.checkpoint.every_epochs is {every}; must be at least 1")
-  tasks = [task.name for task in schema.tasks]
-  _check_task_weights(config.loss.task_weights, len(tasks))
+  _check_task_weights(config.loss.task_weights, len(schema.tasks))
   select = config.select
-  require_known(select.metric, [m for m in evaluate.METRICS if m != "pcoc"], "config.select.metric")
-  for task in select.tasks:
-    require_known(task, tasks, "a task in config.select.tasks")
+  evaluate.check_selection(select, schema.tasks)
   require(
     select.patience >= 0,
     f"config.select.patience is {select.patience}; must be at least 0 (0: never stop early)",

@@ -8,7 +8,11 @@ from absl import flags
 from mmoe_jax import errors, workdirs
 from mmoe_jax.data import SPLITS
 
-_SHOWN = ("auc", "auc_16_and_over", "auc_weighted", "log_loss", "pcoc")
+_SHOWN = (
+  *("auc", "auc_16_and_over", "auc_weighted"),
+  *("accuracy", "accuracy_16_and_over", "log_loss", "pcoc"),
+  *("mse", "mae", "r2", "r2_16_and_over"),
+)
 
 
 def table(results: dict[str, Any], workdir: str) -> str:
@@ -19,16 +23,19 @@ def table(results: dict[str, Any], workdir: str) -> str:
     workdir: named in the last line.
 
   Returns:
-    One line for each task and metric with a column for each split, and how training went.
+    One line for each task and metric of its kind with a column for each split, and how training
+    went.
   """
   names = list(results["test"])
   tasks = list(dict.fromkeys(name.split("/")[0] for name in names))
-  lines = [f"{'':<18}{'':<18}" + "".join(f"{split:>12}" for split in SPLITS)]
+  shown = {task: [m for m in _SHOWN if f"{task}/{m}" in names] for task in tasks}
+  wide = max(18, *(len(m) + 2 for of_task in shown.values() for m in of_task))
+  lines = [f"{'':<18}{'':<{wide}}" + "".join(f"{split:>12}" for split in SPLITS)]
   for task in tasks:
-    for metric in (m for m in _SHOWN if f"{task}/{m}" in names):
+    for metric in shown[task]:
       values = [results[split][f"{task}/{metric}"] for split in SPLITS]
       cells = "".join(f"{'undefined' if v is None else format(v, '.4f'):>12}" for v in values)
-      lines.append(f"{task:<18}{metric:<18}{cells}")
+      lines.append(f"{task:<18}{metric:<{wide}}{cells}")
   lines += [f"undefined: {name}: {reason}" for name, reason in results["notes"].items()]
   rate, rows = results["rows_per_second"], results["train_rows"]
   epoch = f"{rows / rate:.2f} s an epoch, {rate:,.0f} rows a second, " if rate else ""

@@ -67,26 +67,27 @@ def read_table(path: str, columns: Sequence[str]) -> pd.DataFrame:
   return frame.drop(columns=extra).apply(lambda column: column.str.rstrip())
 
 
-def parse_numbers(frame: pd.DataFrame, column: str, where: str) -> np.ndarray:
+def parse_numbers(frame: pd.DataFrame, column: str, where: str, least: float = 0.0) -> np.ndarray:
   """A column of strings as float64.
 
   Args:
     frame: rows whose index is the line that each stands on.
     column: the name of the column.
     where: what to call the table in errors.
+    least: the smallest number that there may be.
 
   Raises:
-    UserError: naming the line of a value that is no number, not finite, or negative.
+    UserError: naming the line of a value that is no number, not finite, or too small.
   """
   # Values repeat, so that parsing the distinct ones is most of an order faster.
   codes, values = pd.factorize(frame[column])
   parsed = pd.to_numeric(pd.Series(values), errors="coerce").to_numpy(np.float64)
-  bad = ~(np.isfinite(parsed) & (parsed >= 0))
+  bad = ~(np.isfinite(parsed) & (parsed >= least))
   if bad.any():
     row = int(np.argmax(bad[codes]))
     raise UserError(
       f"{where}, line {frame.index[row]}, column '{column}': "
-      f"'{values[codes[row]]}' is not a number >= 0"
+      f"'{values[codes[row]]}' is not a number" + (f" >= {least:g}" if np.isfinite(least) else "")
     )
   return parsed[codes]
 
