@@ -17,9 +17,8 @@ import numpy as np
 from absl import flags
 
 from benchmarks import plots, published, statistics, studies, tables
-from benchmarks.studies import Range
 from configs import census
-from mmoe_jax import data, errors, parallel
+from mmoe_jax import data, errors, parallel, tune
 from mmoe_jax.config import override
 from mmoe_jax.errors import require, require_known
 from mmoe_jax.table import write_atomically
@@ -29,23 +28,23 @@ BASELINE = "mmoe"
 # The first task is the main one of the paper.
 GROUPS = {"group1": ("income_50k", "marital_stat"), "group2": ("education", "marital_stat")}
 
-# Both groups of parameters share their rate.
-_RATE = Range(
-  ("optimizer.dense.learning_rate", "optimizer.embedding.learning_rate"), 2e-3, 2e-2, True
-)
-_INPUT = Range(("model.embedding_dropout",), 0.0, 0.3)
-_BOTTOM = Range(("model.bottom_dropout",), 0.0, 0.5)
-_EXPERT = Range(("model.expert_dropout",), 0.0, 0.5)
-# What the search varies for each method; the keys are in the order of the paper's tables.
-SPACES: dict[str, tuple[Range, ...]] = {
-  "single_task": (_RATE, _INPUT, _BOTTOM),
-  "shared_bottom": (_RATE, _INPUT, _BOTTOM),
-  "l2_constrained": (_RATE, _INPUT, _BOTTOM, Range(("model.l2_strength",), 1e-6, 1e-2, True)),
-  "cross_stitch": (_RATE, _INPUT, _BOTTOM, Range(("model.stitch_own",), 0.5, 1.0)),
-  "tensor_factorization": (_RATE, _INPUT, _BOTTOM),
-  "omoe": (_RATE, _INPUT, _EXPERT),
-  "mmoe": (_RATE, _INPUT, _EXPERT),
-  "ple": (_RATE, _INPUT, _EXPERT),
+_BOTTOM = {
+  # Keys joined by + share their value.
+  "optimizer.dense.learning_rate+optimizer.embedding.learning_rate": ("log", 2e-3, 2e-2),
+  "model.embedding_dropout": ("uniform", 0.0, 0.3),
+  "model.bottom_dropout": ("uniform", 0.0, 0.5),
+}
+_EXPERT = {k.replace("bottom", "expert"): v for k, v in _BOTTOM.items()}
+# What the search varies for each method; the methods in the order of the paper's tables.
+SPACES: dict[str, dict[str, tuple]] = {
+  "single_task": _BOTTOM,
+  "shared_bottom": _BOTTOM,
+  "l2_constrained": _BOTTOM | {"model.l2_strength": ("log", 1e-6, 1e-2)},
+  "cross_stitch": _BOTTOM | {"model.stitch_own": ("uniform", 0.5, 1.0)},
+  "tensor_factorization": _BOTTOM,
+  "omoe": _EXPERT,
+  "mmoe": _EXPERT,
+  "ple": _EXPERT,
 }
 
 
@@ -68,21 +67,6 @@ def selection_value(result: Mapping[str, Any], config: Any) -> float:
 # ---- The search ------------------------------------------------------------------------------
 
 
-def choose(trials: Sequence[Mapping[str, Any]], config: Any) -> dict[str, Any]:
-  """What goes into the settings file: the best of the trials on validation rows, and all values."""
-  values = [selection_value(trial["result"], config) for trial in trials]
-  best = int(np.argmax(values))
-  return {
-    "settings": trials[best]["settings"],
-    "validation": values[best],
-    "validation_untuned": values[0],
-    "trials": len(trials),
-    "metric": config.select.metric,
-    "tasks": list(config.select.tasks or config.data.tasks),
-    "values": values,
-  }
-
-
 def run_search(
   groups: Sequence[str],
   methods: Sequence[str],
@@ -92,24 +76,36 @@ def run_search(
   epochs: int | None,
   path: str = SETTINGS,
 ) -> None:
-  """Searches every method of every group with the same number of trials."""
+  """Searches every method of every group with as many trials; writes the best on validation rows.
+
+  Args:
+    groups, methods: keys of GROUPS and SPACES.
+    trials: of each method and group, earlier ones in `out` included.
+    out: the searches' folder.
+    data_dir: what data preparation wrote.
+    epochs: of each training; None for the config's.
+    path: of the settings file, in which the other methods and groups stay.
+  """
   progress = studies.Progress(len(groups) * len(methods))
   for group in groups:
     for method in methods:
       config = create_config(group, method, data_dir, epochs)
       folder = os.path.join(out, group, method)
-      was_there = studies.is_done(folder)
-      found = studies.search(config, SPACES[method], trials, folder)
-      choice = choose(found, config)
+      finished = tune.search(config, SPACES[method], trials, folder)
+      best = finished[0]
       chosen = studies.read_settings(path)
-      chosen.setdefault(group, {})[method] = choice
+      chosen.setdefault(group, {})[method] = {
+        "settings": best["settings"],
+        "validation": best["value"],  # The mean of `metric` over `tasks`.
+        "metric": config.select.metric,
+        "tasks": list(config.select.tasks or config.data.tasks),
+        "trials": len(finished),
+        "failed": sum(t["value"] is None for t in finished),
+        "values": [t["value"] for t in finished],  # Best first.
+      }
       studies.write_json(path, chosen)
-      settings = ", ".join(f"{k}={v:.3g}" for k, v in choice["settings"].items())
-      progress.done(
-        f"{group} {method}: validation {choice['validation']:.5f}, untuned "
-        f"{choice['validation_untuned']:.5f}; {settings}",
-        not was_there,
-      )
+      settings = ", ".join(f"{k}={v:.3g}" for k, v in best["settings"].items())
+      progress.done(f"{group} {method}: validation {best['value']:.5f}; {settings}")
 
 
 # ---- The study -------------------------------------------------------------------------------

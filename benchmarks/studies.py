@@ -1,4 +1,4 @@
-"""What the studies of a paper share: resumable populations, an equal search, files, progress."""
+"""What the studies of a paper share: resumable populations, files, progress."""
 
 import contextlib
 import json
@@ -7,40 +7,17 @@ import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from scipy.stats import qmc
 
 from mmoe_jax import logs, population
-from mmoe_jax.config import override
 from mmoe_jax.errors import UserError, require
 from mmoe_jax.table import write_atomically
 
 DONE = "benchmark.json"
 _PLACES = ("data_dir",)  # Keys that say where, not what.
-
-
-class Range(NamedTuple):
-  """A float to search over, which one or several keys of the config take.
-
-  Attributes:
-    keys: dotted keys that share the value.
-    low, high: the ends.
-    log: whether it is drawn evenly in the logarithm.
-  """
-
-  keys: tuple[str, ...]
-  low: float
-  high: float
-  log: bool = False
-
-  def at(self, share: float) -> float:
-    """The value at a share in [0, 1] of the way from low to high."""
-    if self.log:
-      return float(self.low * (self.high / self.low) ** share)
-    return float(self.low + (self.high - self.low) * share)
 
 
 class Progress:
@@ -113,46 +90,6 @@ def train(
   done = {**wanted, "results": results, "seconds": seconds or time.perf_counter() - start}
   write_atomically(path, json.dumps(done))
   return done
-
-
-def search(
-  config: Any, space: Sequence[Range], trials: int, folder: str, seed: int = 0, **arguments: Any
-) -> list[dict[str, Any]]:
-  """Trains a population of `trials` settings; the first are those of the config as it stands.
-
-  The others are a Latin hypercube over the space. All have the same seed, so that no setting is
-  chosen for a lucky one.
-
-  Args:
-    config: what the settings change.
-    space: what to vary.
-    trials: how many settings, the config's own included.
-    folder: the population's.
-    seed: of the draws, and of every training.
-    **arguments: further ones of population.train_population.
-
-  Returns:
-    For each trial that did not diverge `settings`, flat overrides of the config, and `result`.
-  """
-  require(trials >= 1, f"--trials={trials}: must be at least 1")
-  keys = [key for r in space for key in r.keys]
-  own = {key: float(config_value(config, key)) for key in keys}
-  draws = qmc.LatinHypercube(len(space), rng=np.random.default_rng(seed)).random(trials - 1)
-  settings = [own]
-  for shares in draws:
-    pairs = zip(space, shares, strict=True)
-    settings.append({key: r.at(share) for r, share in pairs for key in r.keys})
-  done = train(config, [{"seed": seed, **s} for s in settings], folder, **arguments)
-  pairs = zip(settings, done["results"], strict=True)
-  return [{"settings": s, "result": r} for s, r in pairs if "error" not in r]
-
-
-def config_value(config: Any, key: str) -> Any:
-  """What stands at a dotted key. Raises UserError for a key that the config does not have."""
-  override(config, {key: 0.0})  # Says what was meant.
-  for name in key.split("."):
-    config = config[name]
-  return config
 
 
 def read_curves(folder: str, names: Sequence[str]) -> tuple[str, np.ndarray]:
