@@ -15,7 +15,7 @@ that was cut off goes on where it was. Leaves table.md, table.json, table.csv an
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -38,11 +38,14 @@ METRIC = "mse"
 CURVES = ("validation/{task}/mse", "train/{task}/loss")
 FIGURE_2 = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 SEARCH_SEED = 1_000_000  # The search's data are none of the study's.
+TASKS = ("task_1", "task_2")
 
 
-def make_data(seed: int, correlation: float) -> tuple[data.Schema, dict[str, data.Split]]:
-  """Fresh rows of two tasks whose weights have this cosine."""
-  return synthetic.splits(seed, correlation=correlation)
+class Size(NamedTuple):
+  """Rows of a run's train split, and of each of the other two; the paper gives neither."""
+
+  rows: int = synthetic.ROWS
+  held_out: int = synthetic.HELD_OUT
 
 
 def create_config(model: str, epochs: int | None) -> Any:
@@ -62,39 +65,41 @@ def final_losses(results: Sequence[Mapping[str, Any]], split: str) -> np.ndarray
   return np.array(losses, np.float64)
 
 
-def mean_curves(folder: str, tasks: Sequence[str]) -> np.ndarray:
+def mean_curves(folder: str) -> np.ndarray:
   """(epochs, M) mean over tasks of the loss of a population's members at each epoch."""
-  of_tasks = [studies.read_curves(folder, [c.format(task=t) for c in CURVES])[1] for t in tasks]
+  of_tasks = [studies.read_curves(folder, [c.format(task=t) for c in CURVES])[1] for t in TASKS]
   return np.mean(of_tasks, 0)
 
 
 # ---- Figure 2 --------------------------------------------------------------------------------
 
 
-def label_correlations(cosines: Sequence[float], seeds: int) -> list[dict[str, float]]:
+def label_correlations(cosines: Sequence[float], seeds: int, rows: int) -> list[dict[str, float]]:
   """Pearson correlation of the two tasks' labels, over data sets of each cosine.
 
   Args:
     cosines: p, of the tasks' weights.
     seeds: how many data sets of each.
+    rows: of a data set.
 
   Returns:
     For each cosine the mean, the half width of its 95 % interval, the ends of the middle 95 % of
     data sets, and what the paper's figure has.
   """
-  rows = []
+  points = []
   for cosine in cosines:
     drawn = []
     for seed in range(seeds):
-      labels_NxT = np.asarray(make_data(seed, cosine)[1]["train"].labels, np.float64)
+      _, splits = synthetic.splits(seed, cosine, rows, held_out=1)
+      labels_NxT = np.asarray(splits["train"].labels, np.float64)
       drawn.append(np.corrcoef(labels_NxT.T)[0, 1])
     found = statistics.over_seeds(drawn)
     low, high = statistics.percentile_interval(drawn)
-    rows.append(
+    points.append(
       {"cosine": cosine, "mean": found.value, "half": found.half_seeds, "low": low, "high": high}
       | {"paper": published.LABEL_CORRELATION.get(cosine)}
     )
-  return rows
+  return points
 
 
 # ---- Figures 4 and 5 -------------------------------------------------------------------------
@@ -265,20 +270,23 @@ def run_search(
   seeds: int,
   out: str,
   epochs: int | None,
+  size: Size,
   path: str = SETTINGS,
 ) -> None:
   """Trains every model at every rate, and writes the one of the lowest mean validation loss."""
+  require(seeds >= 1, f"--search_seeds={seeds}: must be at least 1")
   progress = studies.Progress(len(models) * len(correlations))
   loss: dict[str, list[np.ndarray]] = {model: [] for model in models}
   for correlation in correlations:
-    made = [make_data(SEARCH_SEED + seed, correlation) for seed in range(seeds)]
+    made = [synthetic.splits(SEARCH_SEED + s, correlation, *size) for s in range(seeds)]
+    made_of = {"correlation": correlation, "first_seed": SEARCH_SEED, **size._asdict()}
     for model in models:
       config = create_config(model, epochs)
       members = [{"seed": s, RATE: r} for r in RATES for s in range(seeds)]
       folder = os.path.join(out, f"{model}_p{correlation:g}")
       was_there = studies.is_done(folder)
       splits = [made[m["seed"]][1] for m in members]
-      done = studies.train(config, members, folder, splits=splits, schema=made[0][0])
+      done = studies.train(config, members, folder, made_of, splits=splits, schema=made[0][0])
       loss_RATExS = final_losses(done["results"], "validation").reshape(len(RATES), seeds)
       loss[model].append(loss_RATExS.mean(1))
       progress.done(f"{model} at p = {correlation:g}", not was_there)
@@ -306,6 +314,7 @@ def run_study(
   label_seeds: int,
   out: str,
   epochs: int | None,
+  size: Size,
   path: str = SETTINGS,
 ) -> dict[str, Any]:
   """Trains what is not there yet, writes tables and plots. Returns what table.json holds."""
@@ -316,7 +325,7 @@ def run_study(
     m: override(create_config(m, epochs), chosen[m]["settings"] if m in chosen else {})
     for m in models
   }
-  figure_2 = label_correlations(FIGURE_2, label_seeds) if label_seeds else []
+  figure_2 = label_correlations(FIGURE_2, label_seeds, size.rows) if label_seeds else []
   starts = range(0, runs, members)
   progress = studies.Progress(len(correlations) * len(starts) * len(models))
   rows, pairs, listed, curves = [], [], [], {}
@@ -325,22 +334,24 @@ def run_study(
     of_p: dict[str, list[np.ndarray]] = {model: [] for model in models}
     for start in starts:
       seeds = range(start, min(runs, start + members))
+      made_of = {"correlation": correlation, "first_seed": start, **size._asdict()}
       made: list[tuple[data.Schema, dict[str, data.Split]]] = []
       for model in models:
         folder = os.path.join(out, f"{model}_p{correlation:g}", f"runs_{start:04d}")
         was_there = studies.is_done(folder)
-        if not made:
-          made = [make_data(seed, correlation) for seed in seeds]
+        if not (made or was_there):
+          made = [synthetic.splits(seed, correlation, *size) for seed in seeds]
         done = studies.train(
           configs[model],
           [{"seed": seed} for seed in seeds],
           folder,
+          made_of,
           splits=[splits for _, splits in made],
-          schema=made[0][0],
+          schema=made[0][0] if made else None,
         )
         loss_M = final_losses(done["results"], "test")
         losses[model].append(loss_M)
-        of_p[model].append(mean_curves(folder, [t.name for t in made[0][0].tasks]))
+        of_p[model].append(mean_curves(folder))
         listed.append({"correlation": correlation, "model": model, "start": start, **done})
         what = f"p = {correlation:g}, {model}, runs {seeds[0]} to {seeds[-1]}"
         progress.done(f"{what}: loss {np.nanmean(loss_M):.4f}", not was_there)
@@ -423,12 +434,12 @@ def main(argv: list[str]) -> None:
     require_known(model, MODELS, "a name in --models")
   correlations = [_correlation(text) for text in _CORRELATIONS.value]
   require(len(correlations) > 0, "--correlations is empty; give numbers from 0 to 1")
+  size = Size(_ROWS.value, _HELD_OUT.value)
   if _SEARCH.value:
-    require(_SEARCH_SEEDS.value >= 1, f"--search_seeds={_SEARCH_SEEDS.value}: must be at least 1")
-    run_search(_MODELS.value, correlations, _SEARCH_SEEDS.value, _OUT.value, _EPOCHS.value)
+    run_search(_MODELS.value, correlations, _SEARCH_SEEDS.value, _OUT.value, _EPOCHS.value, size)
   else:
     counts = (_RUNS.value, _MEMBERS.value, _LABEL_SEEDS.value)
-    run_study(_MODELS.value, correlations, *counts, _OUT.value, _EPOCHS.value)
+    run_study(_MODELS.value, correlations, *counts, _OUT.value, _EPOCHS.value, size)
   print(f"everything is in {_OUT.value}")
 
 
@@ -447,6 +458,8 @@ if __name__ == "__main__":
   _RUNS = flags.DEFINE_integer("runs", 200, "Runs of each model and p.")
   _MEMBERS = flags.DEFINE_integer("members", 50, "Runs that train together, as memory allows.")
   _LABEL_SEEDS = flags.DEFINE_integer("label_seeds", 50, "Data sets a point of figure 2; 0: none.")
+  _ROWS = flags.DEFINE_integer("rows", synthetic.ROWS, "Train rows of a run.")
+  _HELD_OUT = flags.DEFINE_integer("held_out", synthetic.HELD_OUT, "Its validation and test rows.")
   _MODELS = flags.DEFINE_list("models", list(MODELS), "Which models.")
   _CORRELATIONS = flags.DEFINE_list("correlations", list(map(str, CORRELATIONS)), "Which p.")
   _EPOCHS = flags.DEFINE_integer("epochs", None, "Of each training; the config's where not given.")

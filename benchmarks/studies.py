@@ -54,32 +54,38 @@ def is_done(folder: str) -> bool:
 
 
 def train(
-  config: Any, members: Sequence[Mapping[str, Any]], folder: str, **arguments: Any
+  config: Any,
+  members: Sequence[Mapping[str, Any]],
+  folder: str,
+  made_of: Mapping[str, Any] | None = None,
+  **arguments: Any,
 ) -> dict[str, Any]:
   """Trains a population, or reads what it left when it was trained before.
 
   Args:
     config, members: as population.train_population takes them.
     folder: its work directory, which also gets `benchmark.json`.
+    made_of: what the members' own data were made with, if they have any.
     **arguments: further ones of train_population.
 
   Returns:
-    What `benchmark.json` holds: `config`, `members`, their `results` and `seconds`.
+    What `benchmark.json` holds: `config`, `members`, `made_of`, their `results` and `seconds`.
 
   Raises:
     UserError: when the folder holds a population of other settings, or no member was trained.
   """
   settings = {k: v for k, v in json.loads(config.to_json_best_effort()).items() if k not in _PLACES}
-  wanted = {"config": settings, "members": json.loads(json.dumps([dict(m) for m in members]))}
+  wanted = {"config": settings, "members": [dict(m) for m in members]}
+  wanted = json.loads(json.dumps(wanted | {"made_of": dict(made_of or {})}))
   path = os.path.join(folder, DONE)
   if os.path.exists(path):
     found = _read_object(path)
-    for part in wanted:
-      require(
-        found.get(part) == wanted[part],
-        f"{folder}: was trained with {_difference(found.get(part), wanted[part])}; name another "
-        "--out, or delete that folder",
-      )
+    before = {part: found.get(part) for part in wanted}
+    require(
+      before == wanted,
+      f"{folder}: was trained with {_difference(before, wanted)}; name another --out, or delete "
+      "that folder",
+    )
     return found
   start = time.perf_counter()
   results = population.train_population(config, members, folder, **arguments)
@@ -163,8 +169,8 @@ def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
   if isinstance(tree, dict):
     return [leaf for k, v in tree.items() for leaf in _leaves(v, f"{prefix}.{k}" if prefix else k)]
   if isinstance(tree, list) and tree and isinstance(tree[0], dict):
-    leaves = [leaf for i, v in enumerate(tree) for leaf in _leaves(v, f"members.{i}")]
-    return [("members", len(tree)), *leaves]
+    leaves = [leaf for i, v in enumerate(tree) for leaf in _leaves(v, f"{prefix}.{i}")]
+    return [(f"number of {prefix}", len(tree)), *leaves]
   return [(prefix, tree)]
 
 

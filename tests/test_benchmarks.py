@@ -12,7 +12,7 @@ import sklearn.metrics
 from matplotlib import image
 
 from benchmarks import paper_census, paper_synthetic, plots, published, studies, tables
-from configs import census
+from data_prep import synthetic
 from mmoe_jax import data, search_space
 from mmoe_jax.errors import UserError
 from tests import reference
@@ -78,7 +78,7 @@ class MadeUp:
     for m, member in enumerate(members):
       rng = np.random.default_rng([member["seed"], len(config.model.name)])
       rate = member.get(paper_synthetic.RATE, config.optimizer.dense.learning_rate)
-      loss = 0.05 + 4 * width + width * rng.random() + abs(np.log10(rate) + 3)
+      loss = 0.05 + 4 * width + width * rng.random() + abs(np.log10(rate) + 2)
       curves.append(loss * np.array([3.0, 2.0, 1.0]))
       metrics = {"task_1/mse": loss - 0.01, "task_2/mse": loss + 0.01, "task_1/r2": 0.9}
       if m in self.diverged:
@@ -99,21 +99,6 @@ def made_up(monkeypatch):
   training = MadeUp()
   monkeypatch.setattr(studies.population, "train_population", training)
   return training
-
-
-@pytest.fixture
-def any_method(monkeypatch):
-  """Lets configs of every method be made, whatever the models are."""
-  original = census.get_config
-
-  def get_config(arg):
-    method, *rest = arg.split(",")
-    config = original(",".join(["mmoe", *rest]))
-    config.model.name = method
-    config.model.bottom_dropout = 0.1
-    return config
-
-  monkeypatch.setattr(paper_census.census, "get_config", get_config)
 
 
 # ---- Published numbers, tables, plots --------------------------------------------------------
@@ -297,9 +282,7 @@ def study(prepared, out, **settings):
   )
 
 
-def test_a_study_leaves_tables_and_plots_and_goes_on(
-  prepared, made_up, any_method, tmp_path, capsys
-):
+def test_a_study_leaves_tables_and_plots_and_goes_on(prepared, made_up, tmp_path, capsys):
   rows = study(prepared, tmp_path)
   assert len(made_up.calls) == 2
   content = strict_json(tmp_path / "table.json")
@@ -322,14 +305,14 @@ def test_a_study_leaves_tables_and_plots_and_goes_on(
   assert study(prepared, tmp_path) == rows
   assert len(made_up.calls) == 2
   with pytest.raises(
-    UserError, match=r"was trained with train.epochs=2, not 3; name another --out"
+    UserError, match=r"was trained with config.train.epochs=2, not 3; name another --out"
   ):
     study(prepared, tmp_path, epochs=3)
-  with pytest.raises(UserError, match="was trained with members=3, not 4"):
+  with pytest.raises(UserError, match="was trained with number of members=3, not 4"):
     study(prepared, tmp_path, seeds=4)
 
 
-def test_a_study_without_the_baseline_has_no_differences(prepared, made_up, any_method, tmp_path):
+def test_a_study_without_the_baseline_has_no_differences(prepared, made_up, tmp_path):
   rows = study(prepared, tmp_path, methods=("shared_bottom",), seeds=1)
   assert {r["difference"] for r in rows} == {None}
   assert {r["half"] for r in rows} == {None}
@@ -337,7 +320,7 @@ def test_a_study_without_the_baseline_has_no_differences(prepared, made_up, any_
   assert not os.path.exists(tmp_path / "census_group1_differences.png")
 
 
-def test_every_member_diverged(prepared, monkeypatch, any_method, tmp_path):
+def test_every_member_diverged(prepared, monkeypatch, tmp_path):
   training = MadeUp(diverged=(0, 1, 2))
   monkeypatch.setattr(studies.population, "train_population", training)
   with pytest.raises(UserError, match=r"every member failed; the first: .'not finite'"):
@@ -345,7 +328,7 @@ def test_every_member_diverged(prepared, monkeypatch, any_method, tmp_path):
 
 
 def test_search_writes_the_best_on_validation_and_the_study_takes_it(
-  prepared, made_up, any_method, tmp_path, capsys
+  prepared, made_up, tmp_path, capsys
 ):
   path = str(tmp_path / "settings.json")
   methods = ("shared_bottom", "mmoe")
@@ -448,43 +431,24 @@ def test_curves_of_populations_of_different_length_are_joined():
   np.testing.assert_allclose((high - low) / 2, half)
 
 
-def labels_of(seed, correlation):
-  """Linear labels: their correlation is the cosine."""
-  rng = np.random.default_rng(seed)
-  x, z = rng.normal(size=(2, 2000))
-  labels = np.stack([x, correlation * x + np.sqrt(1 - correlation**2) * z], 1)
-  split = data.Split({}, labels, np.ones(2000), {})
-  task = data.Task("task_1", "task_1", ("1",), ("0",))
-  second = data.Task("task_2", "task_2", ("1",), ("0",))
-  schema = data.Schema(columns=(), id_features=(), numeric=(), tasks=(task, second))
-  return schema, dict.fromkeys(data.SPLITS, split)
-
-
-def test_label_correlations(monkeypatch):
-  monkeypatch.setattr(paper_synthetic, "make_data", labels_of)
-  low, high = paper_synthetic.label_correlations((0.5, 1.0), 20)
-  assert low["mean"] == pytest.approx(0.5, abs=0.02)
-  assert low["low"] < low["mean"] < low["high"]
-  assert low["half"] < (low["high"] - low["low"]) / 2
-  assert (low["paper"], high["paper"]) == (0.08, 1.0)
-  assert high["mean"] == pytest.approx(1)
+def test_label_correlations_are_those_of_the_generator():
+  half, one = paper_synthetic.label_correlations((0.9, 1.0), 30, 500)
+  for row in (half, one):
+    assert row["mean"] == pytest.approx(synthetic.label_correlation(row["cosine"]), abs=0.03)
+    assert row["low"] < row["mean"] < row["high"]
+    assert row["half"] < (row["high"] - row["low"]) / 2
+  assert (half["paper"], one["paper"]) == (0.31, 1.0)
 
 
 def synthetic_study(out, runs=7, **settings):
-  arguments = {"members": 4, "label_seeds": 3, "epochs": 3} | settings
+  size = paper_synthetic.Size(60, 20)
+  arguments = {"members": 4, "label_seeds": 3, "epochs": 3, "size": size} | settings
   return paper_synthetic.run_study(
     paper_synthetic.MODELS, (0.5, 1.0), runs, out=str(out), path=str(out / "s.json"), **arguments
   )
 
 
-@pytest.fixture
-def synthetic_models(monkeypatch, any_method):
-  monkeypatch.setattr(paper_synthetic, "make_data", labels_of)
-  make = paper_census.census.get_config
-  monkeypatch.setattr(paper_synthetic.synthetic_config, "get_config", make)
-
-
-def test_a_synthetic_study_leaves_tables_and_plots_and_goes_on(made_up, synthetic_models, tmp_path):
+def test_a_synthetic_study_leaves_tables_and_plots_and_goes_on(made_up, tmp_path):
   content = synthetic_study(tmp_path)
   # Two populations, of four runs and of three, for each of three models at two correlations.
   assert len(made_up.calls) == 12
@@ -503,9 +467,11 @@ def test_a_synthetic_study_leaves_tables_and_plots_and_goes_on(made_up, syntheti
   again = synthetic_study(tmp_path)
   assert len(made_up.calls) == 12
   assert again["rows"] == content["rows"]
+  with pytest.raises(UserError, match=r"was trained with made_of.rows=60, not 70"):
+    synthetic_study(tmp_path, size=paper_synthetic.Size(70, 20))
 
 
-def test_a_synthetic_study_survives_runs_that_diverge(monkeypatch, synthetic_models, tmp_path):
+def test_a_synthetic_study_survives_runs_that_diverge(monkeypatch, tmp_path):
   training = MadeUp(diverged=(1,))
   monkeypatch.setattr(studies.population, "train_population", training)
   content = synthetic_study(tmp_path, label_seeds=0)
@@ -515,23 +481,23 @@ def test_a_synthetic_study_survives_runs_that_diverge(monkeypatch, synthetic_mod
   assert "Figure 2" not in text
 
 
-def test_synthetic_search_takes_the_rate_of_the_lowest_loss(
-  made_up, synthetic_models, tmp_path, capsys
-):
+def test_synthetic_search_takes_the_rate_of_the_lowest_loss(made_up, tmp_path, capsys):
   path = str(tmp_path / "s.json")
-  paper_synthetic.run_search(("omoe", "mmoe"), (0.5,), 2, str(tmp_path / "search"), 3, path)
+  paper_synthetic.run_search(
+    ("omoe", "mmoe"), (0.5,), 2, str(tmp_path / "search"), 3, paper_synthetic.Size(60, 20), path
+  )
   members = made_up.calls[0][1]
   assert [m[paper_synthetic.RATE] for m in members] == [1e-4, 1e-4, 1e-3, 1e-3, 1e-2, 1e-2]
   chosen = strict_json(path)
-  # Made up to be best at 1e-3.
-  assert chosen["mmoe"]["settings"] == {paper_synthetic.RATE: 1e-3}
+  # Made up to be best there; the config has 1e-3.
+  assert chosen["mmoe"]["settings"] == {paper_synthetic.RATE: 1e-2}
   assert chosen["mmoe"]["trainings_of_each"] == 2
-  assert "omoe: learning rate 0.001" in capsys.readouterr().out
+  assert "omoe: learning rate 0.01" in capsys.readouterr().out
   content = synthetic_study(tmp_path, runs=2)
   rates = {
     p["model"]: p["config"]["optimizer"]["dense"]["learning_rate"] for p in content["populations"]
   }
-  assert rates == {"shared_bottom": 5e-3, "omoe": 1e-3, "mmoe": 1e-3}
+  assert rates == {"shared_bottom": 1e-3, "omoe": 1e-2, "mmoe": 1e-2}
 
 
 @pytest.mark.parametrize("text", ["a", "1.5", "-0.1", "nan"])
