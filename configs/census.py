@@ -18,6 +18,18 @@ from ml_collections import ConfigDict
 from mmoe_jax.config import parse_arg
 from mmoe_jax.errors import require_known
 
+# The ways to weigh tasks (mmoe_jax/task_weighting.py) and the settings of each.
+WEIGHTINGS = {
+  "static": {},  # As loss.task_weights says.
+  "uncertainty": {"learning_rate": 1e-2},  # Of the log variances, by Adam.
+  "dwa": {"temperature": 2.0},  # The higher, the more even the weights.
+  "gradnorm": {
+    "alpha": 1.5,  # How hard the tasks' rates of training are pulled together.
+    "learning_rate": 2.5e-2,  # Of the weights, by Adam.
+  },
+  "pcgrad": {},
+}
+
 # What all models have.
 _COMMON = {
   "embedding_dim": 4,
@@ -113,10 +125,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
   """Every key there is, once.
 
   Args:
-    arg: `MODEL,tasks=A+B,protocol=P`, what changes many keys; each part may be left out.
+    arg: `MODEL,tasks=A+B,protocol=P,weighting=W`, what changes many keys; each part may be left
+      out.
   """
-  arg = parse_arg(arg, model="mmoe", tasks=(), protocol="demo")
+  arg = parse_arg(arg, model="mmoe", tasks=(), protocol="demo", weighting="static")
   require_known(arg["model"], MODELS, "config.model.name")
+  require_known(arg["weighting"], WEIGHTINGS, "config argument 'weighting'")
   config = ConfigDict()
   config.seed = 0  # Of everything: initialisation, order of rows, dropout.
   config.data_dir = "data/census"  # What data preparation wrote.
@@ -137,6 +151,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   config.loss = ConfigDict()
   config.loss.task_weights = ()  # One number a task; empty means 1 for each.
+  # A key of WEIGHTINGS, and its settings. Weights that adapt are factors of task_weights.
+  config.loss.weighting = ConfigDict({"name": arg["weighting"], **WEIGHTINGS[arg["weighting"]]})
   config.loss.sample_weight = False  # Whether rows count by their survey weight.
 
   config.optimizer = ConfigDict()

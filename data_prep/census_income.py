@@ -5,10 +5,9 @@
 README.md beside this file describes the columns, the tasks and the result.
 """
 
-import os
-import shutil
-import tempfile
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 from absl import flags
@@ -49,10 +48,14 @@ COLLEGE = (
   "Prof school degree (MD DDS DVM LLB JD)",
   "Doctorate degree(PhD EdD)",
 )
+BACHELORS = COLLEGE[2:]
 TASKS = (
-  ("income_50k", "income_50k", ("50000+.",)),
-  ("marital_stat", "marital_stat", ("Never married",)),
-  ("education", "education", COLLEGE),
+  data.Task("income_50k", "income_50k", ("50000+.",)),
+  data.Task("marital_stat", "marital_stat", ("Never married",)),
+  data.Task("education", "education", COLLEGE),
+  data.Task("bachelors", "education", BACHELORS),  # Implies `education`.
+  data.Task("education_level", "education", kind="multiclass"),
+  data.Task("weeks_worked", "weeks_worked", kind="regression"),
 )
 # Columns that may not be features, beside the chosen tasks' own: income_50k never is one (it is
 # in neither list of columns above), and the paper removes both other labels in both its groups.
@@ -93,18 +96,7 @@ def prepare(
     OSError: when a file cannot be read or written.
   """
   errors.require(1 <= max_bins <= 255, f"--max_bins={max_bins}: must be from 1 to 255")
-  errors.require(bool(out), "--out is empty; name a folder")
-  out = os.path.abspath(out)
-  old = f"{out}.old"
-  if os.path.exists(old) and not os.path.exists(out):
-    os.rename(old, out)  # An earlier preparation was killed between its last two renames.
-  if os.path.exists(out):
-    # A folder that is not ours must not be lost to a mistyped --out.
-    ours = os.path.isdir(out) and set(os.listdir(out)) <= {"schema.json", *data.SPLITS}
-    errors.require(ours, f"{out}: exists and is not prepared data; name another --out")
-  os.makedirs(os.path.dirname(out), exist_ok=True)
-  beside = tempfile.mkdtemp(dir=os.path.dirname(out), prefix=f".{os.path.basename(out)}-")
-  try:
+  with fitting.whole_folder(out) as beside:
     frames = {"train": read_table(train_path, COLUMNS)}
     held_out = read_table(test_path, COLUMNS)
     frames["validation"], frames["test"] = split_test(held_out)
@@ -121,43 +113,36 @@ def prepare(
       protocols=PROTOCOLS,
       sources=sources or {},
     )
-    schema = fitting.store_splits(schema, frames, beside)
-    os.chmod(beside, 0o777 & ~_umask())  # mkdtemp's folder is for its owner alone.
-    if os.path.exists(out):
-      shutil.rmtree(old, ignore_errors=True)
-      os.rename(out, old)
-      os.rename(beside, out)
-      shutil.rmtree(old)
-    else:
-      os.rename(beside, out)
-  finally:
-    shutil.rmtree(beside, ignore_errors=True)
-  return schema
-
-
-def _umask() -> int:
-  mask = os.umask(0)
-  os.umask(mask)
-  return mask
+    return fitting.store_splits(schema, frames, beside)
 
 
 def summary(schema: data.Schema, out: str) -> str:
-  """What was prepared, in numbers: rows, features, positives per task and bytes."""
+  """What was prepared, in numbers: rows, features, labels of each task and bytes."""
   kinds = [f.kind for f in schema.id_features]
   lines = [
     f"{len(schema.columns)} raw columns: {kinds.count('category')} nominal, "
     f"{len(schema.numeric)} continuous (standardised, {kinds.count('bins')} as bins, "
     f"{kinds.count('log_int')} as log_int), 1 weight, 1 label only",
-    f"{'split':<12}{'rows':>9}  " + "".join(f"{t.name + ' positive':>24}" for t in schema.tasks),
+    f"{'':<29}" + "".join(f"{split:>26}" for split in schema.counts),
+    f"{'rows':<29}" + "".join(f"{count['rows']:>26,}" for count in schema.counts.values()),
   ]
-  for split, count in schema.counts.items():
-    row = f"{split:<12}{count['rows']:>9,}  "
-    for positives in count["positives"].values():
-      row += f"{positives:>15,} ({positives / count['rows']:6.2%})"
-    lines.append(row)
+  for task in schema.tasks:
+    cells = "".join(f"{_labels(task, count):>26}" for count in schema.counts.values())
+    lines.append(f"{task.name:<17}{task.kind:<12}{cells}")
   size = sum(count["bytes"] for count in schema.counts.values())
   lines.append(f"{size / 1e6:.1f} MB of arrays and schema.json in {out}")
   return "\n".join(lines)
+
+
+def _labels(task: data.Task, count: Mapping[str, Any]) -> str:
+  """The labels of a task in a split, in a few characters."""
+  if task.kind == "regression":
+    return f"{count['means'][task.name]:.2f} ± {count['stds'][task.name]:.2f}"
+  if task.kind == "multiclass":
+    most = max(count["classes"][task.name]) / count["rows"]
+    return f"{len(task.classes)} classes, largest {most:.1%}"
+  positives = count["positives"][task.name]
+  return f"{positives:,} ({positives / count['rows']:.2%})"
 
 
 def main(argv: list[str]) -> None:

@@ -68,6 +68,10 @@ class Checkpoints:
       args=ocp.args.Composite(state=ocp.args.StandardSave(state), best=ocp.args.StandardSave(best)),
     )
 
+  def latest_epoch(self) -> int | None:
+    """The epoch of the last checkpoint; None if there is none."""
+    return self._manager.latest_step()
+
   def restore_state(self, like: Any) -> Any | None:
     """The last state, in the structure and on the devices of `like`; None if there is none."""
     return self._restore("state", like)

@@ -1,8 +1,42 @@
-"""The argument of a config file: `census.py:ple,tasks=education+marital_stat,protocol=paper`."""
+"""Settings: the argument of a config file, `census.py:ple,tasks=education+marital_stat`, and
+configs that differ from another in a few keys."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from mmoe_jax.errors import UserError, did_you_mean
+
+
+def override(config: Any, settings: Mapping[str, Any]) -> ConfigDict:
+  """A copy of a config with other values for some keys.
+
+  Args:
+    config: the config, which stays as it is.
+    settings: dotted key -> value, such as `{"optimizer.dense.learning_rate": 1e-3}`. Any type is
+      taken, traced scalars too.
+
+  Raises:
+    UserError: for a key that the config does not have.
+  """
+  config = config.copy_and_resolve_references()
+  for key, value in settings.items():
+    *groups, last = key.split(".")
+    group = config
+    for name in groups:
+      _require_key(group, name, key)
+      group = group[name]
+    _require_key(group, last, key)
+    with group.unlocked(), group.ignore_type():
+      group[last] = value
+  return config
+
+
+def _require_key(group: Any, name: str, key: str) -> None:
+  if not isinstance(group, ConfigDict) or name not in group:
+    known = list(group) if isinstance(group, ConfigDict) else []
+    raise UserError(f"config has no key '{key}'; at '{name}': {did_you_mean(name, known)}")
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Evaluation: logits of a whole split in padded chunks, and its metrics, all on the device.
 
-Shape letters: N rows padded to K chunks of C, T tasks, W views (the ways to weigh the rows).
+Shape letters: N rows padded to K chunks of C, T tasks, O outputs of all tasks side by side, W views
+(the ways to weigh the rows).
 """
 
 import math
@@ -12,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmoe_jax import metrics
-from mmoe_jax.data import MISSING_LABEL, Split
+from mmoe_jax.data import Split, Task
+from mmoe_jax.errors import require, require_known
 
 Array = jax.Array
 CHUNK = 8192
-METRICS = {"auc": metrics.auc, "log_loss": metrics.log_loss, "pcoc": metrics.pcoc}
-LOWER_IS_BETTER = ("log_loss",)
+_METRICS = {name for of_kind in metrics.OF_KIND.values() for name in of_kind}
 NOT_FINITE = "the model's output is not finite"
 
 
@@ -26,7 +27,7 @@ class EvalArrays(NamedTuple):
 
   Attributes:
     features: trees of (K, C, …).
-    labels: (K·C, T) int8.
+    labels: (K·C, T) float32, NaN where missing.
     views: suffix of the metrics' names -> (K·C,) weights.
   """
 
@@ -68,7 +69,7 @@ def eval_arrays(split: Split, all_views: bool = True) -> EvalArrays:
     views |= {f"_weighted{suffix}": split.weights * rows for suffix, rows in views.items()}
   return EvalArrays(
     features,
-    np.pad(split.labels, ((0, padding), (0, 0)), constant_values=MISSING_LABEL),
+    np.pad(split.labels, ((0, padding), (0, 0)), constant_values=np.nan),
     {suffix: np.pad(weights, (0, padding)) for suffix, weights in views.items()},
   )
 
@@ -83,42 +84,80 @@ def place(arrays: EvalArrays, devices: Any) -> EvalArrays:
 
 
 def make_predict(model: Any) -> Callable[[Any, dict[str, Array]], Array]:
-  """Returns a compiled function: (variables, features in chunks) -> logits (K·C, T)."""
+  """Returns a compiled function: (variables, features in chunks) -> logits (K·C, O)."""
 
   @jax.jit
   def predict(variables: Any, features: dict[str, Array]) -> Array:
-    logits_KxCxT = jax.lax.map(lambda chunk: model.apply(variables, chunk), features)
-    return logits_KxCxT.reshape(-1, logits_KxCxT.shape[-1])
+    logits_KxCxO = jax.lax.map(lambda chunk: model.apply(variables, chunk), features)
+    return logits_KxCxO.reshape(-1, logits_KxCxO.shape[-1])
 
   return predict
 
 
-def make_evaluate(
-  model: Any, tasks: Sequence[str]
-) -> Callable[[Any, EvalArrays], dict[str, Array]]:
-  """Returns a function: (variables, arrays) -> metrics by name, on the device.
+def make_predict_with_gates(
+  model: Any,
+) -> Callable[[Any, dict[str, Array]], tuple[Array, Array | None]]:
+  """Returns a compiled function that gives logits and gates of one forward pass.
 
-  The names are `TASK/METRIC` and a view's suffix, such as `income_50k/auc_16_and_over`; the
-  metrics are those of METRICS, and `undefined`, a key of metrics.REASONS or 0.
+  (variables, features in chunks) -> logits (K·C, O) and gates_TxNxE with N = K·C rows in their
+  order, padding last; gates are None for a model that has none. It may be mapped over variables.
   """
-  predict = make_predict(model)
 
   @jax.jit
-  def measure(logits: Array, labels: Array, views: dict[str, Array]) -> dict[str, Array]:
+  def predict(variables: Any, features: dict[str, Array]) -> tuple[Array, Array | None]:
+    def forward(chunk: dict[str, Array]) -> tuple[Array, Array | None]:
+      logits_CxO, seen = model.apply(variables, chunk, mutable=["intermediates"])
+      gates_TxCxE = seen.get("intermediates", {}).get("gates", (None,))[0]
+      return logits_CxO, gates_TxCxE
+
+    logits_KxCxO, gates_KxTxCxE = jax.lax.map(forward, features)
+    logits_NxO = logits_KxCxO.reshape(-1, logits_KxCxO.shape[-1])
+    if gates_KxTxCxE is None:
+      return logits_NxO, None
+    gates_TxKxCxE = gates_KxTxCxE.swapaxes(0, 1)
+    tasks, _, _, experts = gates_TxKxCxE.shape
+    return logits_NxO, gates_TxKxCxE.reshape(tasks, -1, experts)
+
+  return predict
+
+
+def make_metrics(tasks: Sequence[Task]) -> Callable[[Array, EvalArrays], dict[str, Array]]:
+  """Returns a compiled function: (logits (K·C, O), arrays) -> metrics by name, on the device.
+
+  The names are `TASK/METRIC` and a view's suffix, such as `income_50k/auc_16_and_over`; the
+  metrics are those of the task's kind in metrics.OF_KIND, and `undefined`, a key of
+  metrics.REASONS or 0. Those of a regression are in units of its standardised label.
+  """
+
+  @jax.jit
+  def measure(logits: Array, arrays: EvalArrays) -> dict[str, Array]:
     named = {}
-    weights_WxN = jnp.stack(list(views.values()))
+    weights_WxN = jnp.stack(list(arrays.views.values()))
+    start = 0
     for t, task in enumerate(tasks):
-      labelled_WxN = weights_WxN * (labels[None, :, t] != MISSING_LABEL)
-      for name, metric in METRICS.items():
-        values_W = jax.vmap(metric, (None, None, 0))(logits[:, t], labels[:, t], labelled_WxN)
-        named |= {f"{task}/{name}{view}": v for view, v in zip(views, values_W, strict=True)}
-      codes_W = jax.vmap(metrics.undefined, (None, 0))(labels[:, t], labelled_WxN)
-      named |= {f"{task}/undefined{view}": c for view, c in zip(views, codes_W, strict=True)}
+      outputs, y_N = logits[:, start : start + task.outputs], arrays.labels[:, t]
+      outputs = outputs if task.kind == "multiclass" else outputs[:, 0]
+      start += task.outputs
+      labelled_WxN = weights_WxN * ~jnp.isnan(y_N)[None]
+      measures = {
+        **metrics.OF_KIND[task.kind],
+        "undefined": lambda _, y_N, w_N, kind=task.kind: metrics.undefined(y_N, w_N, kind),
+      }
+      for name, metric in measures.items():
+        values_W = jax.vmap(metric, (None, None, 0))(outputs, y_N, labelled_WxN)
+        names = [f"{task.name}/{name}{view}" for view in arrays.views]
+        named |= dict(zip(names, values_W, strict=True))
     return named
 
-  return lambda variables, arrays: measure(
-    predict(variables, arrays.features), arrays.labels, arrays.views
-  )
+  return measure
+
+
+def make_evaluate(
+  model: Any, tasks: Sequence[Task]
+) -> Callable[[Any, EvalArrays], dict[str, Array]]:
+  """Returns a function: (variables, arrays) -> metrics by name, see `make_metrics`."""
+  predict, measure = make_predict(model), make_metrics(tasks)
+  return lambda variables, arrays: measure(predict(variables, arrays.features), arrays)
 
 
 def report(named: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
@@ -135,10 +174,51 @@ def report(named: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
   for name, value in values.items():
     if math.isnan(value):
       task, rest = name.split("/")
-      view = next(rest.removeprefix(m) for m in METRICS if rest.startswith(m))
-      code = int(named[f"{task}/undefined{view}"])
-      reasons[name] = metrics.REASONS.get(code, NOT_FINITE)
+      metric = next(m for m in _METRICS if rest.startswith(m))
+      code = int(named[f"{task}/undefined{rest.removeprefix(metric)}"])
+      reasons[name] = metrics.reason(code, metric) or NOT_FINITE
   return values, reasons
+
+
+def selectable(kind: str) -> list[str]:
+  """Names of the metrics that tasks of a kind can be selected by."""
+  return [name for name in metrics.OF_KIND[kind] if name not in metrics.NEITHER_IS_BETTER]
+
+
+def check_selection(select: Any, tasks: Sequence[Task]) -> None:
+  """Raises UserError unless each task that config.select names has the metric that it names."""
+  by_name = {task.name: task for task in tasks}
+  for name in select.tasks:
+    require_known(name, by_name, "a task in config.select.tasks")
+  known = dict.fromkeys(name for task in tasks for name in selectable(task.kind))
+  require_known(select.metric, known, "config.select.metric")
+  chosen = [by_name[name] for name in select.tasks or by_name]
+  require(
+    all(select.metric in selectable(task.kind) for task in chosen),
+    f"config.select.metric is '{select.metric}', which not all tasks have ("
+    + "; ".join(f"{task.name}: {', '.join(selectable(task.kind))}" for task in chosen)
+    + "); choose another, or name tasks that have it in config.select.tasks",
+  )
+
+
+def selection(named: Mapping[str, Array], select: Any, tasks: Sequence[Task]) -> Array:
+  """The validation measure that picks the epoch, as a scalar, higher being better.
+
+  Args:
+    named: metrics by name, from `make_evaluate`.
+    select: config.select: `metric`, averaged over `tasks` (empty: all).
+    tasks: all tasks.
+  """
+  names = select.tasks or [task.name for task in tasks]
+  mean = jnp.stack([named[f"{name}/{select.metric}"] for name in names]).mean()
+  return -mean if select.metric in metrics.LOWER_IS_BETTER else mean
+
+
+def add_report(results: dict[str, Any], split: str, named: Mapping[str, Any]) -> None:
+  """Adds a split's metrics to results, and to its `notes` why some are undefined (None)."""
+  values, reasons = report(named)
+  results[split] = {k: None if math.isnan(v) else v for k, v in values.items()}
+  results["notes"] |= {f"{split}/{k}": reason for k, reason in reasons.items()}
 
 
 def make_gates(model: Any) -> Callable[[Any, dict[str, Array]], Array]:

@@ -1,6 +1,7 @@
 """What a run leaves to read: metrics.jsonl, TensorBoard events, a progress bar."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -70,21 +71,38 @@ class RunLog:
     self._file.close()
 
   def write(self, record: Mapping[str, Any]) -> None:
-    """Logs an epoch: `epoch`, and whatever else was measured, as numbers by name."""
+    """Logs an epoch: `epoch`, and whatever else was measured, by name.
+
+    Numbers, or lists of a number a member of a population: TensorBoard and the bar show their mean.
+    """
     self.records.append(dict(record))
     if not self._writes:
       return
-    # NaN is no JSON: an undefined metric is null.
-    clean = {k: None if v != v else v for k, v in record.items()}
-    self._file.write(json.dumps(clean) + "\n")
+    self._file.write(json.dumps({k: _without_nan(v) for k, v in record.items()}) + "\n")
     self._file.flush()
-    for name, value in record.items():
+    means = {k: _mean(v) for k, v in record.items() if isinstance(v, int | float | list)}
+    for name, value in means.items():
       if name != "epoch":
         self._events.add_scalar(name, value, record["epoch"])
     shown = {
       name.removeprefix("validation/"): f"{value:.4f}"
-      for name, value in record.items()
-      if name == "loss" or (name.startswith("validation/") and name.endswith("/auc"))
+      for name, value in means.items()
+      if name == "loss" or (name.startswith("validation/") and name.endswith(_SHOWN))
     }
     self._bar.set_postfix(shown, refresh=False)
     self._bar.update()
+
+
+_SHOWN = ("/auc", "/mse", "/accuracy")
+
+
+def _without_nan(value: Any) -> Any:
+  """NaN is no JSON: an undefined metric is null."""
+  if isinstance(value, list):
+    return [_without_nan(v) for v in value]
+  return None if value != value else value
+
+
+def _mean(value: Any) -> float:
+  numbers = [v for v in value if v == v] if isinstance(value, list) else [value]
+  return sum(numbers) / len(numbers) if numbers else math.nan

@@ -1,7 +1,9 @@
-"""Metrics on the device: pure, jit-able and vmap-able functions of (scores, labels, weights).
+"""Metrics on the device: pure, jit-able and vmap-able functions of (outputs, labels, weights).
 
-All are exact. Rows of weight 0 do not count, which is how masks, slices and padding are said.
-Shape letter: N rows.
+All are exact. Rows of weight 0 do not count, which is how masks, slices and padding are said; a
+row without a label (NaN) has to have weight 0. OF_KIND says which metrics a kind of task has.
+
+Shape letters: N rows, C classes.
 """
 
 import jax
@@ -68,17 +70,97 @@ def pcoc(logits_N: Array, labels_N: Array, weights_N: Array) -> Array:
   return _ratio(predicted, ((labels_N == 1) * weights_N).sum())
 
 
-def undefined(labels_N: Array, weights_N: Array) -> Array:
-  """0 where both classes have weight; else 1 no rows, 2 no positive, 3 no negative.
+def multiclass_log_loss(logits_NxC: Array, labels_N: Array, weights_N: Array) -> Array:
+  """Mean of −log softmax(logits)_y, in nats, y being the class's number. NaN without weight."""
+  y_N = jnp.nan_to_num(labels_N).astype(jnp.int32)
+  at_y_N = jnp.take_along_axis(logits_NxC, y_N[:, None], axis=1)[:, 0]
+  losses_N = jax.nn.logsumexp(logits_NxC, axis=1) - at_y_N
+  return _ratio((losses_N * weights_N).sum(), weights_N.sum())
 
-  See REASONS for the words.
+
+def accuracy(logits_NxC: Array, labels_N: Array, weights_N: Array) -> Array:
+  """Share of rows whose largest logit (the first of equal ones) is the label's.
+
+  NaN without weight, or when a logit that counts is not finite.
   """
-  positives = ((labels_N == 1) * weights_N).sum() > 0
-  negatives = ((labels_N != 1) * weights_N).sum() > 0
-  return jnp.where(positives & negatives, 0, jnp.where(positives, 3, jnp.where(negatives, 2, 1)))
+  right_N = jnp.argmax(logits_NxC, axis=1) == labels_N
+  share = _ratio((right_N * weights_N).sum(), weights_N.sum())
+  finite_N = jnp.isfinite(logits_NxC).all(1) | (weights_N == 0)
+  return jnp.where(finite_N.all(), share, jnp.nan)
 
 
-REASONS = {1: "no labelled row", 2: "no positive row", 3: "no negative row"}
+def mse(predictions_N: Array, labels_N: Array, weights_N: Array) -> Array:
+  """Mean of (ŷ − y)², in the units of the label, that is standardised ones. NaN without weight."""
+  errors_N = predictions_N - jnp.nan_to_num(labels_N)
+  return _ratio((jnp.square(errors_N) * weights_N).sum(), weights_N.sum())
+
+
+def mae(predictions_N: Array, labels_N: Array, weights_N: Array) -> Array:
+  """Mean of |ŷ − y|, in the units of the label, that is standardised ones. NaN without weight."""
+  errors_N = predictions_N - jnp.nan_to_num(labels_N)
+  return _ratio((jnp.abs(errors_N) * weights_N).sum(), weights_N.sum())
+
+
+def r2(predictions_N: Array, labels_N: Array, weights_N: Array) -> Array:
+  """1 − sum (ŷ − y)² / sum (y − ȳ)²: the share of the label's variance that is explained.
+
+  NaN when the labels that count are all equal.
+  """
+  y_N = jnp.nan_to_num(labels_N)
+  variance = mse(
+    jnp.full_like(y_N, _ratio((y_N * weights_N).sum(), weights_N.sum())), y_N, weights_N
+  )
+  # Whether labels are equal is asked of themselves: the mean's rounding would leave a variance.
+  variance = jnp.where(_all_equal(y_N, weights_N), jnp.nan, variance)
+  return 1 - mse(predictions_N, y_N, weights_N) / variance
+
+
+def _all_equal(values_N: Array, weights_N: Array) -> Array:
+  counts_N = weights_N > 0
+  most = jnp.where(counts_N, values_N, -jnp.inf).max()
+  return most <= jnp.where(counts_N, values_N, jnp.inf).min()
+
+
+OF_KIND = {
+  "binary": {"auc": auc, "log_loss": log_loss, "pcoc": pcoc},
+  "multiclass": {"log_loss": multiclass_log_loss, "accuracy": accuracy},
+  "regression": {"mse": mse, "mae": mae, "r2": r2},
+}
+LOWER_IS_BETTER = ("log_loss", "mse", "mae")
+NEITHER_IS_BETTER = ("pcoc",)
+
+
+def undefined(labels_N: Array, weights_N: Array, kind: str = "binary") -> Array:
+  """0 where every metric of the kind is defined by the labels, else a key of REASONS."""
+  some = (weights_N > 0).any()
+  if kind == "binary":
+    positives = ((labels_N == 1) * weights_N).sum() > 0
+    negatives = ((labels_N != 1) * weights_N).sum() > 0
+    code = jnp.where(positives & negatives, 0, jnp.where(positives, 3, 2))
+  elif kind == "regression":
+    code = jnp.where(_all_equal(labels_N, weights_N), 4, 0)
+  else:
+    code = 0
+  return jnp.where(some, code, 1)
+
+
+REASONS = {
+  1: "no labelled row",
+  2: "no positive row",
+  3: "no negative row",
+  4: "all labels are equal",
+}
+_CONCERNS = {2: ("auc", "pcoc"), 3: ("auc",), 4: ("r2",)}
+
+
+def reason(code: int, metric: str) -> str | None:
+  """Why the labels leave a metric undefined; None where they do not, and the outputs must.
+
+  Args:
+    code: what `undefined` gave.
+    metric: its name.
+  """
+  return REASONS[code] if code == 1 or metric in _CONCERNS.get(code, ()) else None
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:

@@ -78,7 +78,9 @@ def ftrl(
 _DIRECTIONS: dict[str, Callable[..., optax.GradientTransformation]] = {
   "adam": lambda b1=0.9, b2=0.999, eps=1e-8: optax.scale_by_adam(b1, b2, eps),
   "adagrad": lambda initial=0.1, eps=1e-7: optax.scale_by_rss(initial, eps),
-  "sgd": lambda momentum=0.0: optax.trace(momentum) if momentum else optax.identity(),
+  "sgd": lambda momentum=0.0: (
+    optax.trace(momentum) if _is_traced(momentum) or momentum else optax.identity()
+  ),
 }
 OPTIMIZERS = (*_DIRECTIONS, "ftrl")
 _COMMON = ("learning_rate", "weight_decay", "schedule", "warmup_epochs")
@@ -106,24 +108,31 @@ def create_optimizer(
   optimizer = optax.partition(groups, _group_of_each)
   clip = settings["clip_norm"]
   require(
-    math.isfinite(clip) and clip >= 0,
+    _is_traced(clip) or (math.isfinite(clip) and clip >= 0),
     f"config.optimizer.clip_norm is {clip}; must be at least 0 (0: no clipping)",
   )
-  return optax.chain(optax.clip_by_global_norm(clip), optimizer) if clip else optimizer
+  if not _is_traced(clip):
+    return optax.chain(optax.clip_by_global_norm(clip), optimizer) if clip else optimizer
+  # Of members that differ in it, some may not clip.
+  return optax.chain(optax.clip_by_global_norm(jnp.where(clip > 0, clip, jnp.inf)), optimizer)
 
 
-def create_schedule(name: str, peak: float, warmup_steps: int, steps: int) -> Schedule:
+def create_schedule(
+  name: str, peak: float | Array, warmup_steps: int | Array, steps: int
+) -> Schedule:
   """The learning rate by step: a linear warm-up to `peak`, then constant, or falling to zero."""
-  after = {
-    "constant": optax.constant_schedule(peak),
-    "cosine": optax.cosine_decay_schedule(peak, max(1, steps - warmup_steps)),
-    "linear": optax.linear_schedule(peak, 0.0, max(1, steps - warmup_steps)),
+  fall = {
+    "constant": lambda done: jnp.ones_like(done),
+    "cosine": lambda done: (1 + jnp.cos(jnp.pi * done)) / 2,
+    "linear": lambda done: 1 - done,
   }[name]
-  if not warmup_steps:
-    return after
-  # The first step already moves: (step + 1) / warmup.
-  warmup = optax.linear_schedule(peak / warmup_steps, peak, max(1, warmup_steps - 1))
-  return optax.join_schedules([warmup, after], [warmup_steps])
+
+  def schedule(step: Array) -> Array:
+    done = jnp.clip((step - warmup_steps) / jnp.maximum(steps - warmup_steps, 1), 0.0, 1.0)
+    # The first step already moves: (step + 1) / warmup.
+    return peak * jnp.minimum((step + 1) / jnp.maximum(warmup_steps, 1), 1.0) * fall(done)
+
+  return schedule
 
 
 def _create_group(
@@ -134,13 +143,16 @@ def _create_group(
   name = settings.pop("name")
   require_known(name, OPTIMIZERS, f"{where}.name")
   for key, value in settings.items():
-    if key != "schedule":
+    if key != "schedule" and not _is_traced(value):
       number = isinstance(value, int | float) and math.isfinite(value)
       require(number and value >= 0, f"{where}.{key} is {value}; must be a number of at least 0")
   common = ("learning_rate",) if name == "ftrl" else _COMMON
   for key in common:
     require(key in settings, f"{where}.{key} is missing; '{name}' needs {', '.join(common)}")
-  require(settings["learning_rate"] > 0, f"{where}.learning_rate must be above 0")
+  require(
+    _is_traced(settings["learning_rate"]) or settings["learning_rate"] > 0,
+    f"{where}.learning_rate must be above 0",
+  )
   if name == "ftrl":
     _require_arguments(ftrl, settings, where, name)
     return ftrl(**settings)
@@ -149,13 +161,23 @@ def _create_group(
   schedule = settings.pop("schedule")
   require_known(schedule, SCHEDULES, f"{where}.schedule")
   warmup = settings.pop("warmup_epochs")
-  require(warmup < max(1, epochs), f"{where}.warmup_epochs is {warmup}; training has {epochs}")
-  rate = create_schedule(schedule, peak, round(warmup * steps_per_epoch), epochs * steps_per_epoch)
+  require(
+    _is_traced(warmup) or warmup < max(1, epochs),
+    f"{where}.warmup_epochs is {warmup}; training has {epochs}",
+  )
+  rounded = jnp.round if _is_traced(warmup) else round
+  warmup_steps = rounded(warmup * steps_per_epoch)
+  rate = create_schedule(schedule, peak, warmup_steps, epochs * steps_per_epoch)
   _require_arguments(_DIRECTIONS[name], settings, where, name)
   parts = [_DIRECTIONS[name](**settings)]
-  if decay:
+  if _is_traced(decay) or decay:
     parts.append(optax.add_decayed_weights(decay, mask=_is_decayed))
   return optax.chain(*parts, optax.scale_by_learning_rate(rate))
+
+
+def _is_traced(value: Any) -> bool:
+  """Whether a setting differs between members: a scalar of the program, checked before it."""
+  return isinstance(value, jax.Array)
 
 
 def _require_arguments(

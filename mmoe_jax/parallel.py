@@ -4,6 +4,8 @@ The rest of the code is written for one device. What must differ under several t
 `axis_name`, and None means one device: a plain gradient, no collective.
 """
 
+import contextlib
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -37,6 +39,18 @@ def initialize() -> None:
     )
   elif os.environ.get("MMOE_MULTIHOST") == "1":
     jax.distributed.initialize()
+
+
+def use_all_cores() -> None:
+  """Makes a device of every CPU core, where the CPU is what JAX runs on.
+
+  A population then trains on all of them, a share of the members on each. It must come before any
+  other use of JAX; later it changes nothing, and there are as many devices as there are.
+  """
+  if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    return
+  with contextlib.suppress(RuntimeError):  # JAX has started already.
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
 def is_first_host() -> bool:
@@ -73,14 +87,19 @@ class Devices:
 
   Attributes:
     count: number of devices.
+    devices: the devices.
     axis_name: AXIS with several devices, None with one.
   """
 
   def __init__(self, count: int):
     self.count = count
     self.axis_name = AXIS if count > 1 else None
-    self._devices = jax.devices()[:count]
-    self._mesh = Mesh(np.array(self._devices), (AXIS,))
+    self.devices = jax.devices()[:count]
+    self._mesh = Mesh(np.array(self.devices), (AXIS,))
+
+  def memory_stats(self) -> dict[str, int] | None:
+    """What the first device says of its memory; None where it says nothing, as a CPU does."""
+    return self.devices[0].memory_stats()
 
   def replicate(self, tree: Any) -> Any:
     """Puts a tree of arrays on every device."""
@@ -91,7 +110,7 @@ class Devices:
     return self._put(tree, PartitionSpec(*[None] * axis, AXIS))
 
   def _put(self, tree: Any, spec: PartitionSpec) -> Any:
-    where = NamedSharding(self._mesh, spec) if self.count > 1 else self._devices[0]
+    where = NamedSharding(self._mesh, spec) if self.count > 1 else self.devices[0]
     return jax.tree.map(lambda a: jax.device_put(a, where), tree)
 
   def compile(self, epoch: Callable[..., Any], state: Any, data: Any, key: Any) -> Callable:
@@ -116,11 +135,123 @@ class Devices:
         in_axes=(None, None, None, 0),
         out_axes=None,
         donate_argnums=0,
-        devices=self._devices,
+        devices=self.devices,
       )
       shard = np.arange(self.count, dtype=np.int32)
-    on_cpu = self._devices[0].platform == "cpu"
-    options = _CPU_OPTIONS if on_cpu else None
-    shard = jax.device_put(shard, self._devices[0]) if self.count == 1 else self.spread(shard)
-    compiled = mapped.lower(state, data, key, shard).compile(compiler_options=options)
+    shard = jax.device_put(shard, self.devices[0]) if self.count == 1 else self.spread(shard)
+    compiled = _compile(mapped, state, data, key, shard)
     return lambda state, data, key: compiled(state, data, key, shard)
+
+
+class Members:
+  """The members of a population, spread over devices: so many on each, one after another.
+
+  A tree of (M, …) becomes (M, …) on one device, or (devices, M/devices, …) on several, where
+  the last member stands in for those that are lacking.
+
+  Attributes:
+    count: number of members M.
+    devices: how many devices share them.
+    padded: M, rounded up to what the devices divide.
+  """
+
+  def __init__(self, count: int, devices: int = 0):
+    """Spreads `count` members over at most `devices` devices (0: all of this process)."""
+    there = jax.local_device_count()
+    require(0 <= devices <= there, f"config.train.devices is {devices}; there are {there}")
+    self.count = count
+    self.devices = min(count, devices or there)
+    self._each = math.ceil(count / self.devices)
+    self.padded = self._each * self.devices
+    self._on = Devices(self.devices)
+
+  def spread(self, tree: Any) -> Any:
+    """Puts (M, …) arrays on the devices of their members."""
+    if self.devices == 1:
+      return self._on.replicate(tree)
+    lacking = self.padded - self.count
+
+    def split(a: Any) -> np.ndarray:
+      a = np.asarray(a)
+      padded = np.concatenate([a, np.repeat(a[-1:], lacking, 0)])
+      return padded.reshape(self.devices, self._each, *a.shape[1:])
+
+    return self._on.spread(jax.tree.map(split, tree))
+
+  def share(self, tree: Any) -> Any:
+    """Puts arrays that all members use on every device."""
+    return self._on.replicate(tree)
+
+  def gather(self, tree: Any) -> Any:
+    """The inverse of `spread`: (M, …) arrays on the host."""
+    if self.devices == 1:
+      return jax.device_get(tree)
+    flat = lambda a: np.asarray(a).reshape(-1, *a.shape[2:])[: self.count]
+    return jax.tree.map(flat, tree)
+
+  def compile(
+    self, function: Callable[..., Any], state: Any, member: Any, shared: Any, at_once: int = 0
+  ) -> Callable:
+    """Compiles `function(state, member, shared)`, written for one member, for all of them.
+
+    Args:
+      function: pure; `shared` is the same for all members.
+      state: spread over devices; donated at each call.
+      member: further arrays of each member, spread too.
+      shared: arrays on every device.
+      at_once: how many members of a device share each operation (`vmap`), the others follow
+        (`scan`); 0 chooses: on a CPU one, which is fastest there (benchmarks/README.md), on
+        an accelerator as many as its memory holds.
+
+    Returns:
+      A function of (state, member, shared) giving what `function` gives, spread.
+    """
+    if at_once == 0:
+      at_once = 1
+      limit = (self._on.memory_stats() or {}).get("bytes_limit")
+      if limit:
+        one = self._compile(function, 1, state, member, shared)
+        at_once = members_at_once(one.memory_analysis(), limit, self._each)
+    return self._compile(function, at_once, state, member, shared)
+
+  def _compile(self, function: Callable[..., Any], at_once: int, *arguments: Any) -> Any:
+    def every(state: Any, member: Any, shared: Any) -> Any:
+      each = lambda pair: function(*pair, shared)
+      batch = None if at_once == 1 else min(at_once, self._each)
+      return jax.lax.map(each, (state, member), batch_size=batch)
+
+    if self.devices == 1:
+      mapped = jax.jit(every, donate_argnums=0)
+    else:
+      mapped = jax.pmap(
+        every, in_axes=(0, 0, None), donate_argnums=0, devices=self._on.devices, axis_name=AXIS
+      )
+    return _compile(mapped, *arguments)
+
+
+def members_at_once(analysis: Any, limit: int, members: int) -> int:
+  """How many members can share an operation, so that a device's memory holds.
+
+  Args:
+    analysis: `memory_analysis()` of the program that takes one at a time: its temporary arrays
+      are those of one member, its arguments those of all.
+    limit: bytes of memory of the device.
+    members: how many there are on it.
+
+  Raises:
+    UserError: when not even the members' states and data fit.
+  """
+  held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+  free = 0.8 * limit - held
+  require(
+    free > analysis.temp_size_in_bytes,
+    f"{members} members on a device need {held + analysis.temp_size_in_bytes:,} bytes of its "
+    f"{limit:,}; train fewer in one population",
+  )
+  return int(min(members, free // max(1, analysis.temp_size_in_bytes)))
+
+
+def _compile(mapped: Any, *arguments: Any) -> Any:
+  on_cpu = jax.devices()[0].platform == "cpu"
+  options = _CPU_OPTIONS if on_cpu else None
+  return mapped.lower(*arguments).compile(compiler_options=options)

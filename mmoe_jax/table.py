@@ -1,10 +1,11 @@
 """Reading raw tables and writing files: no bad input passes, nothing is half-written."""
 
+import contextlib
 import csv
 import gzip
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -66,36 +67,49 @@ def read_table(path: str, columns: Sequence[str]) -> pd.DataFrame:
   return frame.drop(columns=extra).apply(lambda column: column.str.rstrip())
 
 
-def parse_numbers(frame: pd.DataFrame, column: str, where: str) -> np.ndarray:
+def parse_numbers(frame: pd.DataFrame, column: str, where: str, least: float = 0.0) -> np.ndarray:
   """A column of strings as float64.
 
   Args:
     frame: rows whose index is the line that each stands on.
     column: the name of the column.
     where: what to call the table in errors.
+    least: the smallest number that there may be.
 
   Raises:
-    UserError: naming the line of a value that is no number, not finite, or negative.
+    UserError: naming the line of a value that is no number, not finite, or too small.
   """
   # Values repeat, so that parsing the distinct ones is most of an order faster.
   codes, values = pd.factorize(frame[column])
   parsed = pd.to_numeric(pd.Series(values), errors="coerce").to_numpy(np.float64)
-  bad = ~(np.isfinite(parsed) & (parsed >= 0))
+  bad = ~(np.isfinite(parsed) & (parsed >= least))
   if bad.any():
     row = int(np.argmax(bad[codes]))
     raise UserError(
       f"{where}, line {frame.index[row]}, column '{column}': "
-      f"'{values[codes[row]]}' is not a number >= 0"
+      f"'{values[codes[row]]}' is not a number" + (f" >= {least:g}" if np.isfinite(least) else "")
     )
   return parsed[codes]
 
 
 def write_atomically(path: str, text: str) -> None:
   """Writes text beside `path` and renames, so that no reader sees half a file."""
+  with _beside(path) as beside, open(beside, "w", encoding="utf-8") as file:
+    file.write(text)
+
+
+def save_array(path: str, array: np.ndarray) -> None:
+  """Writes an array in NumPy's format beside `path` and renames."""
+  with _beside(path) as beside, open(beside, "wb") as file:
+    np.save(file, array)
+
+
+@contextlib.contextmanager
+def _beside(path: str) -> Iterator[str]:
+  """A name beside `path`; what was written there takes its place unless an error came."""
   beside = f"{path}.{os.getpid()}.part"
   try:
-    with open(beside, "w", encoding="utf-8") as file:
-      file.write(text)
+    yield beside
     os.replace(beside, path)
   finally:
     if os.path.exists(beside):

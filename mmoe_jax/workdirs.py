@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmoe_jax.data import SPLITS, Schema
@@ -15,6 +15,7 @@ CONFIG = "config.json"
 SCHEMA = "schema.json"
 RESULTS = "results.json"
 LOCK = ".lock"
+MEMBERS = "members"  # Of config.json, in a population.
 _RESULT_KEYS = (
   "best_epoch",
   "epochs",
@@ -24,12 +25,20 @@ _RESULT_KEYS = (
   "train_rows",
   "wall_seconds",
 )
+_POPULATION_KEYS = {"members", "rows_per_second", "train_rows", "wall_seconds"}
 # Keys that may change between a run and its continuation: they say where, not what.
 _PLACES = ("data_dir",)
 
 
 @contextlib.contextmanager
-def claim(workdir: str, config: Any, schema: Schema, devices: int, writes: bool) -> Iterator[None]:
+def claim(
+  workdir: str,
+  config: Any,
+  schema: Schema,
+  devices: int,
+  writes: bool,
+  members: Sequence[Mapping[str, Any]] | None = None,
+) -> Iterator[None]:
   """Makes the work directory this run's own while the context lasts.
 
   Writes config.json and schema.json, or compares them when they are there: going on with other
@@ -43,6 +52,7 @@ def claim(workdir: str, config: Any, schema: Schema, devices: int, writes: bool)
     devices: how many devices it trains on. Dropout draws on each anew, so that another number
       would go on with another run.
     writes: whether this host is the one that writes and locks; the others do nothing here.
+    members: of a population, what each sets for itself.
 
   Raises:
     UserError: when the directory belongs to another run or process.
@@ -58,13 +68,21 @@ def claim(workdir: str, config: Any, schema: Schema, devices: int, writes: bool)
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       raise UserError(f"{workdir}: another process is training there") from error
-    _check_or_write(workdir, config, schema, devices)
+    _check_or_write(workdir, config, schema, devices, members)
     yield
 
 
-def _check_or_write(workdir: str, config: Any, schema: Schema, devices: int) -> None:
+def _check_or_write(
+  workdir: str,
+  config: Any,
+  schema: Schema,
+  devices: int,
+  members: Sequence[Mapping[str, Any]] | None,
+) -> None:
   settings = json.loads(config.to_json_best_effort())
   settings["train"]["devices"] = devices
+  if members is not None:
+    settings[MEMBERS] = json.loads(json.dumps([dict(m) for m in members]))
   path = os.path.join(workdir, CONFIG)
   if os.path.exists(path):
     before, now = _flat(read_config(workdir)), _flat(settings)
@@ -105,14 +123,15 @@ def write_results(workdir: str, results: dict[str, Any]) -> None:
 
 
 def read_results(workdir: str) -> dict[str, Any]:
-  """What `write_results` wrote. Raises UserError when the run has not ended yet."""
+  """What `write_results` wrote. Raises UserError when the run has not ended yet.
+
+  Those of a population have the results of each member under `members`.
+  """
   path = os.path.join(workdir, RESULTS)
   require(os.path.exists(path), f"{workdir}: no {RESULTS} here; has the run ended?")
   results = _read_object(path)
-  require(
-    {*SPLITS, *_RESULT_KEYS} <= results.keys(),
-    f"{path}: broken: not the results of a run",
-  )
+  keys = _POPULATION_KEYS if MEMBERS in results else {*SPLITS, *_RESULT_KEYS}
+  require(keys <= results.keys(), f"{path}: broken: not the results of a run")
   return results
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from data_prep import census_income, fitting
+from mmoe_jax import data
 from mmoe_jax.errors import UserError
 from mmoe_jax.table import read_table
 from tests import census_rows, reference
@@ -73,6 +74,24 @@ def test_summary_says_rows_positives_and_sizes(raw, tmp_path):
   assert "2,003" in text
   assert f"{positives:,}" in text
   assert "DIR" in text
+
+
+def test_labels_come_from_train_rows_that_have_them():
+  rows = [["", "2"], ["a", ""], ["b", "4"], ["b", "6"]]
+  frame = pd.DataFrame(rows, columns=["word", "size"], index=range(1, 5))
+  binary = fitting.fit_task(data.Task("t", "word", ("a",)), frame)
+  assert (binary.positive, binary.negative) == (("a",), ("b",))
+  assert fitting.fit_task(data.Task("t", "word", kind="multiclass"), frame).classes == ("a", "b")
+  size = fitting.fit_task(data.Task("t", "size", kind="regression"), frame)
+  assert (size.mean, size.std) == (pytest.approx(4), pytest.approx(np.std([2, 4, 6])))
+  for task in (
+    data.Task("t", "word", kind="multiclass"),
+    data.Task("t", "size", kind="regression"),
+  ):
+    with pytest.raises(UserError, match="task t: all train rows have the same"):
+      fitting.fit_task(task, frame.iloc[[2, 2]])
+  with pytest.raises(UserError, match="task t: no train row has word 'z'"):
+    fitting.fit_task(data.Task("t", "word", ("z",)), frame)
 
 
 def test_bins_give_heavy_values_their_own_and_share_out_the_rest():

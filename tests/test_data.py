@@ -37,6 +37,7 @@ def test_stored_arrays_are_what_encode_gives_for_the_same_rows(schema, prepared,
   arrays = schema.encode(table.iloc[rows], labels=True)
   for field in ("ids", "numbers", "labels", "weights"):
     stored = np.load(os.path.join(prepared, split, f"{field}.npy"))
+    assert field != "labels" or stored.dtype == np.float32
     np.testing.assert_array_equal(getattr(arrays, field), stored)
 
 
@@ -80,8 +81,8 @@ def test_missing_labels_are_masked_and_unknown_ones_refused(schema, frame):
   other = frame.copy()
   other.loc[other.index[0], "income_50k"] = ""
   labels = schema.encode(other, labels=True).labels
-  assert labels[0, 0] == data.MISSING_LABEL
-  assert (labels[1:] >= 0).all()
+  assert np.isnan(labels[0, 0])
+  assert np.isfinite(labels[1:]).all()
   other.loc[other.index[1], "income_50k"] = "a lot"
   with pytest.raises(
     UserError, match="line 2, column 'income_50k': 'a lot' is no value of the task 'income_50k'"
@@ -94,6 +95,78 @@ def test_labels_follow_the_raw_strings(schema, frame):
   np.testing.assert_array_equal(labels[:, 0], frame["income_50k"] == "50000+.")
   np.testing.assert_array_equal(labels[:, 1], frame["marital_stat"] == "Never married")
   np.testing.assert_array_equal(labels[:, 2], frame["education"].isin(census_income.COLLEGE))
+  bachelors = {v for v in census_income.COLLEGE if not v.startswith("Associates")}
+  np.testing.assert_array_equal(labels[:, 3], frame["education"].isin(bachelors))
+  assert (labels[:, 2] >= labels[:, 3]).all()
+
+
+def test_multiclass_labels_are_positions_in_the_classes(schema, frame):
+  task = schema.tasks[4]
+  assert (task.name, task.kind) == ("education_level", "multiclass")
+  assert task.outputs == len(task.classes) == frame["education"].nunique()
+  labels = schema.encode(frame, labels=True).labels[:, 4]
+  assert [task.classes[int(y)] for y in labels] == list(frame["education"])
+
+
+def test_regression_labels_are_standardised_by_the_train_rows(schema, frame, raw):
+  task = schema.tasks[5]
+  assert (task.name, task.kind, task.outputs) == ("weeks_worked", "regression", 1)
+  train = read_table(raw[0], census_income.COLUMNS)["weeks_worked"].astype(float)
+  labels = schema.encode(frame, labels=True).labels[:, 5]
+  expected = (frame["weeks_worked"].astype(float) - train.mean()) / train.std(ddof=0)
+  np.testing.assert_allclose(labels, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("task", ["education_level", "weeks_worked"])
+def test_missing_labels_of_each_kind_are_masked_and_wrong_ones_refused(schema, frame, task):
+  chosen = schema.select((task,), "demo")
+  column = chosen.tasks[0].column
+  other = frame.copy()
+  other.loc[other.index[:2], column] = ""
+  labels = chosen.encode(other, labels=True).labels
+  assert np.isnan(labels[:2]).all()
+  np.testing.assert_array_equal(labels[2:], chosen.encode(frame, labels=True).labels[2:])
+  other.loc[other.index[4], column] = "plenty"
+  with pytest.raises(UserError, match=f"line 5, column '{column}': 'plenty' is no"):
+    chosen.encode(other, labels=True)
+
+
+@pytest.mark.parametrize("numeric", data.NUMERIC_FORMS)
+def test_a_numeric_column_that_is_learnt_is_no_feature_in_any_form(prepared, numeric):
+  schema, splits = data.load(prepared, ("weeks_worked", "bachelors"), "demo", numeric)
+  sources = {c for f in schema.id_features for c in f.sources} | {n.name for n in schema.numeric}
+  assert not sources & {"weeks_worked", "education"}
+  assert "age" in sources or numeric == "none"
+  features = splits["train"].features
+  assert features["ids"].shape[1] == len(schema.id_features)
+  assert features["numeric"].shape[1] == (6 if numeric in ("standardize", "both") else 0)
+
+
+def test_numbers_without_a_transform_may_be_negative():
+  feature = data.NumericFeature("x", 2.0, 4.0, "identity")
+  schema = data.Schema(("x", "y"), (), (feature, data.NumericFeature("y", 0.0, 1.0)), ())
+  frame = pd.DataFrame({"x": ["-6", "2"], "y": ["0", "3"]}, index=[1, 2])
+  got = schema.features(schema.encode(frame))["numeric"]
+  np.testing.assert_allclose(got, [[-2, 0], [0, np.log(4)]], rtol=1e-6)
+  frame.loc[2, "y"] = "-1"
+  with pytest.raises(UserError, match="line 2, column 'y': '-1' is not a number >= 0"):
+    schema.encode(frame)
+
+
+@pytest.mark.parametrize(
+  ("task", "value"), [(0, 2), (0, 0.5), (4, -1), (4, 1e3), (4, 0.5), (5, np.inf)]
+)
+def test_stored_labels_that_no_task_could_have_are_refused(prepared, tmp_path, task, value):
+  shutil.copytree(prepared, tmp_path / "d")
+  path = tmp_path / "d" / "test" / "labels.npy"
+  labels = np.load(path)
+  labels[3, task] = np.nan
+  np.save(path, labels)
+  data.load(str(tmp_path / "d"), ("income_50k",), "demo")
+  labels[3, task] = value
+  np.save(path, labels)
+  with pytest.raises(UserError, match=r"do not fit schema\.json"):
+    data.load(str(tmp_path / "d"), ("income_50k",), "demo")
 
 
 def test_na_and_question_mark_are_categories(schema):
@@ -239,8 +312,8 @@ def test_broken_data_is_named(prepared, tmp_path):
   with pytest.raises(UserError, match="test: the split is empty"):
     load()
   path = tmp_path / "d" / "schema.json"
-  path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 0}))
-  with pytest.raises(UserError, match="format version 0"):
+  path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 1}))
+  with pytest.raises(UserError, match=r"format version 1, .* reads 2; prepare the data again"):
     load()
   path.write_text("{")
   with pytest.raises(UserError, match="not a schema"):
@@ -249,4 +322,8 @@ def test_broken_data_is_named(prepared, tmp_path):
 
 def test_schema_knows_its_counts(schema):
   assert [c["rows"] for c in schema.counts.values()] == [2003, 500, 501]
-  assert dataclasses.asdict(schema)["counts"]["train"]["labelled"]["education"] == 2003
+  counts = dataclasses.asdict(schema)["counts"]["train"]
+  assert counts["labelled"]["education"] == 2003
+  assert sum(counts["classes"]["education_level"]) == 2003
+  assert counts["means"]["weeks_worked"] == pytest.approx(schema.tasks[5].mean, abs=1e-4)
+  assert list(counts["positives"]) == ["income_50k", "marital_stat", "education", "bachelors"]

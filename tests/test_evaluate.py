@@ -3,10 +3,13 @@
 import jax
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from ml_collections import ConfigDict
+from sklearn.metrics import accuracy_score, log_loss, r2_score, roc_auc_score
 
 from configs import smoke
 from mmoe_jax import data, evaluate, models, parallel
+from mmoe_jax.errors import UserError
+from tests import reference
 
 KEY = jax.random.key(0)
 TASKS = ("income_50k", "marital_stat")
@@ -17,12 +20,12 @@ def fitted(prepared):
   schema, splits = data.load(prepared, TASKS, "demo")
   model = models.create_model(smoke.get_config().model, schema)
   features = {name: a[:1] for name, a in splits["test"].features.items()}
-  return model, jax.jit(model.init)(KEY, features), splits["test"]
+  return model, jax.jit(model.init)(KEY, features), splits["test"], schema.tasks
 
 
 @pytest.mark.parametrize("rows", [1, 2, 255, 256, 257, 501])
 def test_logits_do_not_depend_on_the_chunks(fitted, rows):
-  model, variables, split = fitted
+  model, variables, split, _ = fitted
   features = {name: a[:rows] for name, a in split.features.items()}
   whole = jax.jit(model.apply)(variables, features)
   chunked = evaluate.chunked(features, 256)
@@ -32,8 +35,8 @@ def test_logits_do_not_depend_on_the_chunks(fitted, rows):
 
 
 def test_metrics_equal_scikit_learn_in_every_view(fitted):
-  model, variables, split = fitted
-  named = evaluate.make_evaluate(model, TASKS)(variables, evaluate.eval_arrays(split))
+  model, variables, split, tasks = fitted
+  named = evaluate.make_evaluate(model, tasks)(variables, evaluate.eval_arrays(split))
   values, reasons = evaluate.report(jax.device_get(named))
   assert reasons == {}
   logits = np.asarray(jax.jit(model.apply)(variables, split.features))
@@ -53,8 +56,8 @@ def test_metrics_equal_scikit_learn_in_every_view(fitted):
 
 
 def test_metrics_do_not_depend_on_the_number_of_devices(fitted):
-  model, variables, split = fitted
-  measure = evaluate.make_evaluate(model, TASKS)
+  model, variables, split, tasks = fitted
+  measure = evaluate.make_evaluate(model, tasks)
   one, eight = (
     jax.device_get(
       measure(devices.replicate(variables), evaluate.place(evaluate.eval_arrays(split), devices))
@@ -66,23 +69,23 @@ def test_metrics_do_not_depend_on_the_number_of_devices(fitted):
 
 
 def test_missing_labels_do_not_count_for_their_task(fitted):
-  model, variables, split = fitted
+  model, variables, split, tasks = fitted
   labels = split.labels.copy()
-  labels[:100, 0] = data.MISSING_LABEL
+  labels[:100, 0] = np.nan
   partly = data.Split(split.features, labels, split.weights, split.slices)
-  named = evaluate.make_evaluate(model, TASKS)(variables, evaluate.eval_arrays(partly))
+  named = evaluate.make_evaluate(model, tasks)(variables, evaluate.eval_arrays(partly))
   logits = np.asarray(jax.jit(model.apply)(variables, split.features))
   expected = roc_auc_score(labels[100:, 0], logits[100:, 0])
   assert float(named["income_50k/auc"]) == pytest.approx(expected, abs=1e-6)
 
 
 def test_undefined_metrics_have_a_reason(fitted):
-  model, variables, split = fitted
+  model, variables, split, tasks = fitted
   adult = split.slices["16_and_over"]
-  labels = np.where(adult[:, None], np.int8(0), split.labels)
+  labels = np.where(adult[:, None], np.float32(0), split.labels)
   labels[~adult, 0] = 1
   half = data.Split(split.features, labels, split.weights, split.slices)
-  named = evaluate.make_evaluate(model, TASKS)(variables, evaluate.eval_arrays(half))
+  named = evaluate.make_evaluate(model, tasks)(variables, evaluate.eval_arrays(half))
   values, reasons = evaluate.report(jax.device_get(named))
   assert np.isnan(values["income_50k/auc_16_and_over"])
   assert reasons["income_50k/auc_16_and_over"] == "no positive row"
@@ -91,7 +94,108 @@ def test_undefined_metrics_have_a_reason(fitted):
 
 
 def test_gates_can_be_seen(fitted):
-  model, variables, split = fitted
+  model, variables, split, _ = fitted
   gates = evaluate.make_gates(model)(variables, split.features)
   assert gates.shape == (2, len(split), 4)
   np.testing.assert_allclose(gates.sum(-1), 1, rtol=1e-5)
+
+
+class Linear:
+  """What evaluation asks of a model: outputs from variables and features."""
+
+  @staticmethod
+  def apply(variables, features):
+    return features["numeric"] @ variables
+
+
+@pytest.fixture
+def mixed(prepared):
+  """Tasks of every kind on the made rows, outputs of a random linear model, missing labels."""
+  schema, splits = data.load(prepared, ("weeks_worked", "education_level", "bachelors"), "demo")
+  rng = reference.fresh_rng()
+  split = splits["test"]
+  labels = np.where(rng.random(split.labels.shape) < 0.1, np.float32(np.nan), split.labels)
+  inputs, outputs = split.features["numeric"].shape[1], sum(t.outputs for t in schema.tasks)
+  variables = np.float32(rng.normal(size=(inputs, outputs)))
+  return schema.tasks, variables, data.Split(split.features, labels, split.weights, split.slices)
+
+
+def test_tasks_of_every_kind_are_measured_side_by_side(mixed):
+  tasks, variables, split = mixed
+  named = evaluate.make_evaluate(Linear, tasks)(variables, evaluate.eval_arrays(split))
+  values, reasons = evaluate.report(jax.device_get(named))
+  assert reasons == {}
+  z = split.features["numeric"].astype(np.float64) @ variables
+  w, adult = split.weights.astype(np.float64), split.slices["16_and_over"]
+  for view, rows, weights in (
+    ("", adult | True, np.ones(len(w))),
+    ("_weighted_16_and_over", adult, w),
+  ):
+    known = ~np.isnan(split.labels) & rows[:, None]
+    weeks, level, degree = (split.labels[known[:, t], t].astype(np.float64) for t in range(3))
+    of = [weights[known[:, t]] for t in range(3)]
+    classes = len(tasks[1].classes)
+    at_level = z[known[:, 1], 1 : 1 + classes]
+    expected = {
+      "weeks_worked/r2": r2_score(weeks, z[known[:, 0], 0], sample_weight=of[0]),
+      "education_level/log_loss": log_loss(
+        level, reference.softmax(at_level), sample_weight=of[1], labels=range(classes)
+      ),
+      "education_level/accuracy": accuracy_score(level, at_level.argmax(1), sample_weight=of[1]),
+      "bachelors/auc": roc_auc_score(degree, z[known[:, 2], -1], sample_weight=of[2]),
+    }
+    for name, value in expected.items():
+      assert values[f"{name}{view}"] == pytest.approx(value, rel=1e-4)
+
+
+def test_reasons_are_of_the_metric_that_is_undefined(mixed):
+  tasks, variables, split = mixed
+  labels = split.labels.copy()
+  labels[:, 0] = 0.3
+  labels[:, 1] = np.nan
+  partly = data.Split(split.features, labels, split.weights, {})
+  measure = evaluate.make_evaluate(Linear, tasks)
+  _, reasons = evaluate.report(jax.device_get(measure(variables, evaluate.eval_arrays(partly))))
+  assert reasons == {
+    f"{name}{view}": reason
+    for view in ("", "_weighted")
+    for name, reason in (
+      ("weeks_worked/r2", "all labels are equal"),
+      ("education_level/log_loss", "no labelled row"),
+      ("education_level/accuracy", "no labelled row"),
+    )
+  }
+  broken = np.where(np.arange(variables.shape[1]) == 0, np.float32(np.inf), variables)
+  _, reasons = evaluate.report(jax.device_get(measure(broken, evaluate.eval_arrays(partly))))
+  assert reasons["weeks_worked/mse"] == evaluate.NOT_FINITE
+  assert reasons["weeks_worked/r2"] == "all labels are equal"
+
+
+def test_selection_is_the_mean_of_the_named_measure_higher_being_better():
+  tasks = [data.Task(name, name, kind="regression") for name in "ab"]
+  named = {"a/r2": 0.9, "b/r2": 0.7, "a/mse": 0.1, "b/mse": 0.3}
+
+  def value(metric, chosen):
+    select = ConfigDict({"metric": metric, "tasks": chosen})
+    return float(jax.jit(lambda n: evaluate.selection(n, select, tasks))(named))
+
+  assert value("r2", ()) == pytest.approx(0.8)
+  assert value("r2", ("b",)) == pytest.approx(0.7)
+  assert value("mse", ()) == pytest.approx(-0.2)
+  assert value("mse", ("a",)) == pytest.approx(-0.1)
+
+
+@pytest.mark.parametrize(
+  ("metric", "chosen", "message"),
+  [
+    ("log_loss", (), r"not all tasks have \(weeks_worked: mse, mae, r2; education_level: log_loss"),
+    ("auc", ("bachelors", "education_level"), "education_level: log_loss, accuracy"),
+    ("pcoc", ("bachelors",), "config.select.metric is 'pcoc', which does not exist"),
+    ("acuracy", ("education_level",), "did you mean 'accuracy'"),
+    ("mse", ("week_worked",), "did you mean 'weeks_worked'"),
+  ],
+)
+def test_selection_by_what_a_task_lacks_says_which_has_what(mixed, metric, chosen, message):
+  with pytest.raises(UserError, match=message):
+    evaluate.check_selection(ConfigDict({"metric": metric, "tasks": chosen}), mixed[0])
+  evaluate.check_selection(ConfigDict({"metric": "r2", "tasks": ("weeks_worked",)}), mixed[0])

@@ -2,14 +2,16 @@
 
 import json
 import os
+import re
 
+import flax.linen as nn
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from data_prep.census_income import COLUMNS
-from mmoe_jax import data, predict, train
+from mmoe_jax import data, models, predict, report, train
 from mmoe_jax.errors import UserError
 from mmoe_jax.table import read_table
 
@@ -64,6 +66,58 @@ def test_what_it_needs_is_what_training_used(workdir):
   schema = data.Schema.restore(os.path.join(workdir, "schema.json"))
   assert [t.name for t in schema.tasks] == list(TASKS)
   assert schema.id_features[-1].name == "sex#education"
+
+
+def test_outputs_of_each_kind_become_columns_of_the_tables_words():
+  tasks = (
+    data.Task("level", "l", kind="multiclass", classes=("low", "high, or so", "top")),
+    data.Task("size", "s", kind="regression", mean=20.0, std=4.0),
+    data.Task("rich", "r", ("1",), ("0",)),
+  )
+  logits = np.log([[1.0, 2, 5, np.e**-1.5, 3], [2.0, 2, 4, np.e, 1]])
+  got = predict.scores(tasks, logits)
+  assert list(got) == ["level=low", "level=high, or so", "level=top", "size", "rich"]
+  expected = [[0.125, 0.25, 0.625, 14, 0.75], [0.25, 0.25, 0.5, 24, 0.5]]
+  np.testing.assert_allclose(np.stack(list(got.values()), 1), expected, rtol=1e-12)
+  far = predict.scores(tasks[:1], np.array([[1e4, -1e4, 0.0]]))
+  np.testing.assert_allclose(np.stack(list(far.values()), 1), [[1, 0, 0]])
+
+
+class Linear(nn.Module):
+  """A linear map to all outputs of a schema's tasks: the least that training takes for a model."""
+
+  outputs: int
+
+  @nn.compact
+  def __call__(self, features, train=False):
+    return nn.Dense(self.outputs)(features["numeric"])
+
+
+def test_a_run_of_every_kind_predicts_what_it_was_measured_by(
+  config, prepared, raw, tmp_path, monkeypatch
+):
+  def create(settings, schema, axis_name=None):
+    return Linear(sum(task.outputs for task in schema.tasks))
+
+  monkeypatch.setattr(models, "create_model", create)
+  config.data.tasks = ("weeks_worked", "education_level", "bachelors")
+  config.select.tasks, config.select.metric = ("weeks_worked",), "mae"
+  results = train.train_and_evaluate(config, str(tmp_path / "w"))
+  scores = predict.Predictor(str(tmp_path / "w"))(read_table(raw[1], COLUMNS))
+  rows = np.load(os.path.join(prepared, "test", "rows.npy"))
+  frame, scores = read_table(raw[1], COLUMNS).iloc[rows], scores.iloc[rows]
+  schema = data.Schema.restore(str(tmp_path / "w" / "schema.json"))
+  weeks, classes = schema.tasks[0], list(schema.tasks[1].classes)
+  errors = np.abs(scores["weeks_worked"] - frame["weeks_worked"].astype(float).to_numpy())
+  assert errors.mean() / weeks.std == pytest.approx(results["test"]["weeks_worked/mae"], rel=1e-4)
+  shares = scores[[f"education_level={value}" for value in classes]].to_numpy()
+  np.testing.assert_allclose(shares.sum(1), 1)
+  right = np.array(classes)[shares.argmax(1)] == frame["education"]
+  assert right.mean() == pytest.approx(results["test"]["education_level/accuracy"])
+  shown = report.table(results, "w")
+  for line in (r"weeks_worked +r2", r"education_level +accuracy_16_and_over", r"bachelors +auc"):
+    assert re.search(rf"^{line} +-?\d", shown, re.MULTILINE), line
+  assert "education_level   auc" not in shown
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):

@@ -1,41 +1,18 @@
-"""The engine: what a step, an epoch and a run must be, however they are cut."""
+"""A run: what it must be, however it is cut, resumed or spread over devices."""
 
 import fcntl
-import itertools
 import json
 import os
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from ml_collections import ConfigDict
 
-from mmoe_jax import checkpoint, data, models, parallel, train
+from mmoe_jax import checkpoint, data, engine, train
 from mmoe_jax.errors import UserError
 
 KEY = jax.random.key(0)
 TASKS = ("income_50k", "marital_stat")
-
-
-@pytest.fixture
-def setup(prepared, config):
-  """A small model, its optimizer and host arrays of the made train rows."""
-  schema, splits = data.load(prepared, TASKS, "demo")
-  model = models.create_model(config.model, schema)
-  split = splits["train"]
-  arrays = {
-    "features": split.features,
-    "labels": split.labels,
-    "weights": np.ones(len(split), np.float32),
-  }
-  return schema, model, optax.adam(1e-2), arrays
-
-
-def init(model, tx, arrays, averaged=False):
-  features = {name: a[:1] for name, a in arrays["features"].items()}
-  return jax.jit(lambda key, x: train.init_state(key, model, tx, x, averaged))(KEY, features)
 
 
 def leaves_equal(a, b):
@@ -48,84 +25,6 @@ def restored(workdir, config):
   run = train._create_run(config, schema, splits["train"])
   with checkpoint.Checkpoints(str(workdir), read_only=True) as saver:
     return saver.restore_state(run.state)
-
-
-def test_one_step_is_the_gradient_of_the_weighted_loss(setup):
-  _, model, _, arrays = setup
-  tx = optax.sgd(0.1)
-  batch = jax.tree.map(lambda a: jnp.asarray(a[:50]), arrays)
-  labels = np.array(batch["labels"])
-  labels[:10, 0] = data.MISSING_LABEL
-  batch["labels"] = labels
-  batch["weights"] = jnp.arange(50.0)
-  state = init(model, tx, arrays)
-
-  def by_hand(params):
-    z = model.apply({"params": params}, batch["features"])
-    each = jnp.logaddexp(0, z) - z * (labels == 1)
-    w = jnp.arange(50.0)
-    income = (each[10:, 0] * w[10:]).sum() / w[10:].sum()
-    return 2.0 * income + 0.5 * (each[:, 1] * w).sum() / w.sum()
-
-  new, losses = jax.jit(train.make_train_step(model, tx, (2.0, 0.5)))(state, batch, KEY)
-  grads = jax.jit(jax.grad(by_hand))(state.params)
-  expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.params, expected)
-  np.testing.assert_allclose(2.0 * losses[0] + 0.5 * losses[1], by_hand(state.params), rtol=1e-5)
-
-
-def test_an_epoch_is_its_steps_one_after_another(setup):
-  _, model, tx, arrays = setup
-  step = jax.jit(train.make_train_step(model, tx, (1.0, 1.0)))
-  state = init(model, tx, arrays)
-  epoch = jax.jit(train.make_train_epoch(step, 500))
-  scanned, losses = epoch(state, arrays, KEY, np.int32(0))
-  assert losses.shape == (5, 2)
-  order = np.asarray(train.permutation(train.fold_in(KEY, "shuffle"), 2003))
-  for i in range(5):
-    rows = order[np.arange(500 * i, 500 * (i + 1)) % 2003]
-    batch = jax.tree.map(lambda a, rows=rows: a[rows], arrays)
-    batch["weights"] = batch["weights"] * (np.arange(500 * i, 500 * (i + 1)) < 2003)
-    state, _ = step(state, batch, train.fold_in(KEY, "dropout", i, 0))
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), scanned.params, state.params
-  )
-
-
-@pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize("batch_size", [1, 7, 64, 2003, 5000])
-def test_every_row_counts_exactly_once_in_an_epoch(batch_size, shuffle):
-  rows = 100
-  arrays = {"labels": np.zeros((rows, 1), np.int8), "weights": np.ones(rows, np.float32)}
-  arrays["number"] = np.arange(rows)
-
-  def step(seen, batch, key):
-    counts = seen.params.at[batch["number"]].add(batch["weights"])
-    return seen._replace(step=seen.step + 1, params=counts), batch["number"]
-
-  state = train.State(jnp.int32(0), jnp.zeros(rows), *[()] * 4)
-  epoch = jax.jit(train.make_train_epoch(step, batch_size, shuffle=shuffle))
-  seen, numbers = epoch(state, arrays, KEY, np.int32(0))
-  np.testing.assert_array_equal(seen.params, 1)
-  in_order = np.array_equal(numbers.ravel()[:rows], np.arange(rows))
-  assert in_order == (not shuffle)
-
-
-def test_an_epoch_is_one_program_that_never_asks_the_host(setup):
-  _, model, tx, arrays = setup
-  step = train.make_train_step(model, tx, (1.0, 1.0))
-  devices = parallel.Devices(1)
-  arrays, state = devices.replicate(arrays), devices.replicate(init(model, tx, arrays))
-  key = devices.replicate(KEY)
-  pure = train.make_train_epoch(step, 256)
-  text = jax.jit(pure).lower(state, arrays, key, np.int32(0)).compile().as_text()
-  assert not [
-    word for word in ("callback", "infeed", "outfeed", " send(", " recv(") if word in text
-  ]
-  epoch = devices.compile(pure, state, arrays, key)
-  with jax.transfer_guard("disallow"):
-    state, losses = epoch(state, arrays, key)
-  assert np.isfinite(losses).all()
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
@@ -144,45 +43,12 @@ def test_n_devices_equal_one(prepared, config, count, norm):
     run = train._create_run(config, schema, splits["train"])
     state = run.state
     for epoch in (1, 2):
-      state, losses = run.train_epoch(state, run.data, train.fold_in(run.key, "epoch", epoch))
+      state, losses = run.train_epoch(state, run.data, engine.fold_in(run.key, "epoch", epoch))
     assert losses.shape == (4, 2)
     ends.append((state.params, state.batch_stats, losses))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-5), *ends
   )
-
-
-def test_the_average_follows_the_parameters(setup):
-  _, model, tx, arrays = setup
-  step = jax.jit(train.make_train_step(model, tx, (1.0, 1.0), average_decay=0.9))
-  state = init(model, tx, arrays, averaged=True)
-  expected = jax.tree.map(np.float64, jax.device_get(state.params))
-  np.testing.assert_equal(state.average["batch_stats"], {})
-  for i in range(30):
-    state, _ = step(state, arrays, KEY)
-    decay = min(0.9, (1 + i) / (10 + i))
-    expected = jax.tree.map(
-      lambda e, p, d=decay: d * e + (1 - d) * np.float64(p), expected, jax.device_get(state.params)
-    )
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.average["params"], expected
-  )
-  assert state.variables is state.average
-
-
-def test_keys_differ_by_purpose_epoch_and_step():
-  keys = [train.fold_in(KEY, p, e, s) for p, e, s in itertools.product("ab", (0, 1), (0, 1))]
-  assert len({jax.random.bits(key).item() for key in keys}) == 8
-
-
-def test_keep_best_keeps_the_best(setup):
-  _, model, tx, arrays = setup
-  state = init(model, tx, arrays)
-  for epoch, value in enumerate([0.5, 0.9, 0.7, 0.9], start=1):
-    params = jax.tree.map(lambda p, e=epoch: jnp.full_like(p, e), state.params)
-    state = train.keep_best(state._replace(params=params), value, epoch)
-  assert int(state.best.epoch) == 2
-  assert all((p == 2).all() for p in jax.tree.leaves(state.best.variables["params"]))
 
 
 def test_results_hold_the_contract(config, tmp_path):
@@ -290,21 +156,6 @@ def test_best_weights_are_kept_also_when_patience_never_fires(config, tmp_path):
   assert results["validation"]["income_50k/auc"] == pytest.approx(max(measured), abs=1e-6)
 
 
-def test_selection_is_the_mean_of_the_named_measure_higher_being_better():
-  values = {"a/auc": 0.9, "b/auc": 0.7, "a/log_loss": 0.1, "b/log_loss": 0.3}
-
-  def value(metric, tasks, reasons=()):
-    select = ConfigDict({"metric": metric, "tasks": tasks})
-    return train._selection_value(values, dict(reasons), select, "ab")
-
-  assert value("auc", ()) == pytest.approx(0.8)
-  assert value("auc", ("b",)) == 0.7
-  assert value("log_loss", ()) == pytest.approx(-0.2)
-  assert value("log_loss", ("a",)) == -0.1
-  with pytest.raises(UserError, match="validation a/auc is undefined: no positive row"):
-    value("auc", (), {"a/auc": "no positive row"})
-
-
 @pytest.mark.parametrize(
   ("metric", "tasks"), [("auc", ()), ("log_loss", ()), ("log_loss", TASKS[1:])]
 )
@@ -353,7 +204,7 @@ def test_the_first_loss_that_is_not_finite_is_the_one_that_is_named():
   losses = np.ones((5, 2))
   losses[2, 1] = losses[3, 0] = np.nan
   with pytest.raises(UserError, match="the loss of task 'b' is not finite in epoch 7, step 3 of 5"):
-    train._require_finite(losses, 7, "ab")
+    train.require_finite_losses(losses, 7, "ab")
 
 
 def test_an_update_that_breaks_after_the_last_loss_is_not_kept(config, tmp_path):
