@@ -62,12 +62,12 @@ def create_model(
   settings = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in settings.items()}
   model = MODELS[name](
     feature_sizes=tuple(f.size for f in schema.id_features),
-    outputs=tuple(getattr(task, "outputs", 1) for task in schema.tasks),
+    outputs=tuple(task.outputs for task in schema.tasks),
     embedding_dims=dims,
     axis_name=axis_name,
     **settings,
   )
-  model.check([getattr(task, "kind", "binary") for task in schema.tasks])
+  model.check([task.kind for task in schema.tasks])
   return model
 
 
