@@ -22,12 +22,15 @@ from configs import census
 def get_config(arg: str | None = None) -> ConfigDict:
   """configs/census.py with what the search chose; `arg` as there."""
   config = census.get_config(arg)
-  config.model.embedding_dim = 16
-  config.model.embedding_dropout = 0.2
-  config.model.expert_hidden = (64,)
-  config.model.expert_norm = "layer"
-  config.model.expert_dropout = 0.4
-  config.model.tower_hidden = (32,)
+  census.set_model(
+    config,
+    embedding_dim=16,
+    embedding_dropout=0.2,
+    expert_hidden=(64,),
+    expert_norm="layer",
+    expert_dropout=0.4,
+    tower_hidden=(32,),
+  )
   for group in ("dense", "embedding"):
     config.optimizer[group].learning_rate = 2e-3
   config.train.batch_size = 512

@@ -22,13 +22,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
   """configs/census.py with the demo's features, sizes and length; `arg` as there."""
   config = census.get_config(arg)
   config.data.numeric = "log_int"
-  config.model.embedding_dim = 2
-  config.model.experts = 2
-  config.model.expert_hidden = (4,)
-  config.model.expert_activation = "identity"
-  config.model.expert_norm = "batch"
-  config.model.expert_dropout = 0.0
-  config.model.tower_hidden = ()
+  census.set_model(
+    config,
+    embedding_dim=2,
+    experts=2,
+    expert_hidden=(4,),
+    expert_activation="identity",
+    expert_norm="batch",
+    expert_dropout=0.0,
+    tower_hidden=(),
+  )
   config.optimizer.dense.learning_rate = 1e-3
   config.optimizer.dense.schedule = "constant"
   config.optimizer.embedding = ConfigDict(
@@ -38,5 +41,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.train.epochs = 100
   config.train.average_decay = 0.0
   config.select.patience = 0
+  config.search = (("optimizer.dense.learning_rate", ("log", 1e-4, 1e-2)),)
   config.checkpoint.every_epochs = 10
   return config

@@ -11,8 +11,8 @@ from configs import census
 def get_config(arg: str | None = None) -> ConfigDict:
   """configs/census.py with fewer experts and three epochs; `arg` as there."""
   config = census.get_config(arg)
-  config.model.experts = 4
-  config.model.expert_hidden = (8,)
-  config.model.tower_hidden = (4,)
+  census.set_model(
+    config, experts=4, expert_hidden=(8,), bottom_hidden=(8,), ranks=(4, 4, 2), tower_hidden=(4,)
+  )
   config.train.epochs = 3
   return config

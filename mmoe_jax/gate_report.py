@@ -148,9 +148,12 @@ def markdown(report: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
     ]
   for column, groups in report["by"].items():
     lines += ["", f"## By {column}", "", *_table(*_rows_by_value(column, groups, tasks, experts))]
+  lines += ["", "## By epoch, on validation rows", ""]
+  if report["by_epoch"]:
+    lines += _table(*_rows_by_value("epoch", report["by_epoch"], tasks, experts))
+  else:
+    lines += ["metrics.jsonl of this run holds no gates."]
   lines += ["", "## Plots", "", *(f"![{name}]({name})" for name in plots)] if plots else []
-  if not report["by_epoch"]:
-    lines += ["", "metrics.jsonl holds no gates by epoch."]
   return "\n".join(lines) + "\n"
 
 
@@ -320,13 +323,14 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _rows_by_value(
   column: str, groups: Sequence[Mapping[str, Any]], tasks: Sequence[str], experts: Sequence[int]
 ) -> tuple[list[str], list[list[str]]]:
-  head = [column, "rows"]
+  """Head and rows of a table: one row a value of the column, or an epoch, which counts no rows."""
+  head = [column, "rows"] if "rows" in groups[0] else [column]
   for task in tasks:
     head += [f"{task}: effective experts", "most weight"]
   head += ["how alike"] if len(tasks) > 1 else []
   rows = []
   for group in groups:
-    cells = [group["value"], f"{group['rows']:,}"]
+    cells = [group["value"], f"{group['rows']:,}"] if "rows" in group else [str(group["epoch"])]
     for task in tasks:
       mean_E = _mean_gate(group, task, experts)
       most = mean_E.argmax()

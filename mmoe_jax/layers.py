@@ -4,7 +4,7 @@ Shape letters: B rows, F id features, D inputs, E experts, T tasks, H hidden uni
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -23,8 +23,13 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 NORMS = ("none", "layer", "batch")
 
 
+def is_on(setting: float | Array) -> bool:
+  """Whether a setting that is off at 0 is on; a traced one is, as its value is not known yet."""
+  return isinstance(setting, jax.Array) or setting != 0
+
+
 def ensemble(
-  module: type[nn.Module], size: int, in_axes: int | None = None
+  module: type[nn.Module], size: int, in_axes: int | tuple[int | None, ...] | None = None
 ) -> Callable[..., nn.Module]:
   """A stack of `size` independent copies of a module: our one use of `nn.vmap`.
 
@@ -34,7 +39,8 @@ def ensemble(
   Args:
     module: the class to copy.
     size: how many copies.
-    in_axes: None to feed every copy the same input, 0 to give each its own slice.
+    in_axes: None to feed every copy the same input, 0 to give each its own slice; a tuple for
+      modules that take more than (x, train).
 
   Returns:
     A class; construct it with the arguments of `module`.
@@ -43,10 +49,26 @@ def ensemble(
     module,
     variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0},
     split_rngs={"params": True, "dropout": True},
-    in_axes=(in_axes, None),
+    in_axes=in_axes if isinstance(in_axes, tuple) else (in_axes, None),
     out_axes=0,
     axis_size=size,
   )
+
+
+def kept_of_256(rate: float | Array) -> int | Array:
+  """How many of 256 units dropout keeps at a rate: the rate in 256ths, and never all."""
+  if isinstance(rate, jax.Array):
+    return 256 - jnp.minimum(jnp.round(rate * 256), 255).astype(jnp.int32)
+  # In float32, as a traced rate is, so that both keep the same.
+  return 256 - min(int(np.round(np.float32(rate) * 256)), 255)
+
+
+def keep_mask(key: Array, kept: int | Array, shape: Sequence[int]) -> Array:
+  """A mask of that shape, true with probability kept / 256, from one random byte a unit."""
+  size = math.prod(shape)
+  words = jax.random.bits(key, (-(-size // 4),), jnp.uint32)
+  bytes_ = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[:size]
+  return bytes_.reshape(shape) <= jnp.uint8(kept - 1)
 
 
 class Dropout(nn.Module):
@@ -57,7 +79,7 @@ class Dropout(nn.Module):
   rounded rate, so that expectations are exact.
 
   Attributes:
-    rate: share of units that are set to zero in training, in [0, 1).
+    rate: share of units that are set to zero in training, in [0, 1); may be traced.
   """
 
   rate: float
@@ -65,12 +87,11 @@ class Dropout(nn.Module):
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
     """Drops units of x, of any shape, when training."""
-    kept = 256 - min(round(self.rate * 256), 255)
-    if not train or kept == 256:
+    kept = kept_of_256(self.rate)
+    if not train or (isinstance(kept, int) and kept == 256):
       return x
-    words = jax.random.bits(self.make_rng("dropout"), (-(-x.size // 4),), jnp.uint32)
-    bytes_ = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[: x.size]
-    return jnp.where(bytes_.reshape(x.shape) < kept, x * (256 / kept), 0.0)
+    mask = keep_mask(self.make_rng("dropout"), kept, x.shape)
+    return jnp.where(mask, x * (256 / kept), 0.0)
 
 
 class FeatureEmbedding(nn.Module):
@@ -147,13 +168,66 @@ class Mlp(nn.Module):
     """Maps x (B, D) to (B, out), or to (B, hidden[-1]) without an output layer."""
     for units in self.hidden:
       x = nn.Dense(units, use_bias=self.norm != "batch")(x)
-      if self.norm == "layer":
-        x = nn.LayerNorm()(x)
-      elif self.norm == "batch":
-        x = nn.BatchNorm(not train, momentum=0.9, axis_name=self.axis_name)(x)
-      x = ACTIVATIONS[self.activation](x)
-      x = Dropout(self.dropout)(x, train)
+      x = _finish(x, self.activation, self.norm, self.dropout, self.axis_name, train)
     return x if self.out is None else nn.Dense(self.out)(x)
+
+
+class Finish(nn.Module):
+  """What follows the linear map of a hidden layer: norm → activation → dropout.
+
+  Attributes:
+    activation, norm, dropout, axis_name: see Mlp.
+  """
+
+  activation: str = "relu"
+  norm: str = "none"
+  dropout: float = 0.0
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    """Maps x (B, D) to (B, D)."""
+    return _finish(x, self.activation, self.norm, self.dropout, self.axis_name, train)
+
+
+def _finish(
+  x: Array, activation: str, norm: str, dropout: float, axis_name: str | None, train: bool
+) -> Array:
+  """Makes its modules in the module that calls it."""
+  if norm == "layer":
+    x = nn.LayerNorm()(x)
+  elif norm == "batch":
+    x = nn.BatchNorm(not train, momentum=0.9, axis_name=axis_name)(x)
+  return Dropout(dropout)(ACTIVATIONS[activation](x), train)
+
+
+def towers(
+  outputs: Sequence[int], settings: Mapping[str, Any], input_TxBxH: Array, train: bool
+) -> Array:
+  """Applies to each task's input a tower of its own, and puts the outputs side by side.
+
+  Tasks with equally many outputs are one stack, `towers`; otherwise the hidden layers are, and each
+  task's last layer stands alone, `head_K`. Call it from a compact method of a module, which the
+  parameters then belong to.
+
+  Args:
+    outputs: number of outputs of each task.
+    settings: arguments of Mlp for the hidden layers.
+    input_TxBxH: each task's input.
+    train: whether this is training.
+
+  Returns:
+    logits_BxO: the outputs of the first task, then those of the second, and so on.
+  """
+  equal = len(set(outputs)) == 1
+  stack = ensemble(Mlp, len(outputs), 0)(
+    **settings, out=outputs[0] if equal else None, name="towers"
+  )
+  out_TxBxH = stack(input_TxBxH, train)
+  if equal:
+    return jnp.swapaxes(out_TxBxH, 0, 1).reshape(out_TxBxH.shape[1], -1)
+  heads = [nn.Dense(n, name=f"head_{k}")(out_TxBxH[k]) for k, n in enumerate(outputs)]
+  return jnp.concatenate(heads, axis=1)
 
 
 class Gate(nn.Module):
@@ -165,17 +239,26 @@ class Gate(nn.Module):
   Attributes:
     experts: number of experts E.
     hidden: units of hidden layers before W; the paper has none.
+    dropout: rate at which an expert is lost to a row in training; the others' weights make up
+      for it. A row that would lose all keeps all (Zhao et al. 2019).
   """
 
   experts: int
   hidden: Sequence[int] = ()
+  dropout: float = 0.0
 
   @nn.compact
-  def __call__(self, x: Array, train: bool) -> Array:
-    """Maps x (B, D) to weights (B, E) that are positive and sum to one."""
+  def __call__(self, x: Array, train: bool, visible_E: Array | None = None) -> Array:
+    """Maps x (B, D) to weights (B, E) that sum to one, and are zero where not `visible_E`."""
     x = Mlp(self.hidden)(x, train)
     logits = nn.Dense(self.experts, use_bias=False, kernel_init=nn.initializers.normal(0.01))(x)
-    return nn.softmax(logits)
+    open_BxE = None if visible_E is None else jnp.broadcast_to(visible_E[None], logits.shape)
+    if train and is_on(self.dropout):
+      kept_BxE = keep_mask(self.make_rng("dropout"), kept_of_256(self.dropout), logits.shape)
+      visible_BxE = jnp.ones_like(kept_BxE) if open_BxE is None else open_BxE
+      left_BxE = visible_BxE & kept_BxE
+      open_BxE = jnp.where(left_BxE.any(1, keepdims=True), left_BxE, visible_BxE)
+    return nn.softmax(logits, where=open_BxE)
 
 
 def parameter_count(params: Any) -> int:

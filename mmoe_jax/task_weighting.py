@@ -248,8 +248,8 @@ def gradnorm(
   Adam of their own, and are then scaled to sum to T.
 
   The paper takes the last shared layer as W. Models here have no such layer in common, so W is
-  every parameter that has no subtree called `towers` or `gating` above it: embeddings, experts, a
-  shared bottom. Weights are kept from falling below 0.001, so that no task is ever unlearnt.
+  every parameter without `towers` or `gating` in its path: embeddings, experts, a shared bottom.
+  Weights are kept from falling below 0.001, so that no task is ever unlearnt.
 
   Chen, Badrinarayanan, Lee, Rabinovich: GradNorm: Gradient Normalization for Adaptive Loss
   Balancing in Deep Multitask Networks. ICML 2018. https://arxiv.org/abs/1711.02257
@@ -395,9 +395,8 @@ def _products(each: Any, tasks: int) -> Array:
 
 def _shared(each: Any) -> list[Array]:
   """The leaves that belong to no task alone."""
-  alone = ("towers", "gating")
   return [
     leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(each)
-    if not any(getattr(entry, "key", None) in alone for entry in path)
+    if not any(word in jax.tree_util.keystr(path) for word in ("towers", "gating"))
   ]

@@ -62,13 +62,21 @@ def claim(
   if not writes:
     yield
     return
+  with lock(workdir):
+    _check_or_write(workdir, config, schema, devices, members)
+    yield
+
+
+@contextlib.contextmanager
+def lock(workdir: str) -> Iterator[None]:
+  """Keeps other processes out of a work directory, which is made if absent."""
+  require(bool(workdir), "--workdir is empty; name a folder")
   os.makedirs(workdir, exist_ok=True)
-  with open(os.path.join(workdir, LOCK), "w", encoding="utf-8") as lock:
+  with open(os.path.join(workdir, LOCK), "w", encoding="utf-8") as file:
     try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       raise UserError(f"{workdir}: another process is training there") from error
-    _check_or_write(workdir, config, schema, devices, members)
     yield
 
 
@@ -85,15 +93,7 @@ def _check_or_write(
     settings[MEMBERS] = json.loads(json.dumps([dict(m) for m in members]))
   path = os.path.join(workdir, CONFIG)
   if os.path.exists(path):
-    before, now = _flat(read_config(workdir)), _flat(settings)
-    changed = [k for k in {**before, **now} if before.get(k) != now.get(k) and k not in _PLACES]
-    if changed:
-      key = changed[0]
-      raise UserError(
-        f"{workdir} holds a run with config.{key}={before.get(key)}, not {now.get(key)}"
-        + (f" (and {len(changed) - 1} more differences)" if len(changed) > 1 else "")
-        + "; name another --workdir, or delete this one"
-      )
+    require_same(workdir, settings)
     require(
       read_schema(workdir) == schema,
       f"{workdir}: the run there was trained on differently prepared data; name another --workdir",
@@ -101,6 +101,19 @@ def _check_or_write(
   else:
     schema.save(os.path.join(workdir, SCHEMA))
     write_atomically(path, json.dumps(settings, indent=1))
+
+
+def require_same(workdir: str, settings: Mapping[str, Any]) -> None:
+  """Raises UserError, naming a key, unless config.json has these settings; places may differ."""
+  before, now = _flat(read_config(workdir)), _flat(settings)
+  changed = [k for k in {**before, **now} if before.get(k) != now.get(k) and k not in _PLACES]
+  if changed:
+    key = changed[0]
+    raise UserError(
+      f"{workdir} holds a run with config.{key}={before.get(key)}, not {now.get(key)}"
+      + (f" (and {len(changed) - 1} more differences)" if len(changed) > 1 else "")
+      + "; name another --workdir, or delete this one"
+    )
 
 
 def read_config(workdir: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Configs: arguments that say what was meant, and no key that nothing reads."""
 
+import dataclasses
 import glob
 import importlib
 import os
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 from configs import census
 from data_prep import synthetic
 from mmoe_jax import config as config_lib
-from mmoe_jax import layers, models, train
+from mmoe_jax import layers, models, search_space, train
 from mmoe_jax.errors import UserError
 from tests.test_models import schema_of
 
@@ -90,6 +91,7 @@ def test_every_key_is_read(name, prepared, tmp_path):
       config.optimizer[group].warmup_epochs = 0.0
   recording = _Recording(config)
   train.train_and_evaluate(recording, str(tmp_path / "w"))
+  search_space.create_space(config, recording.search)
 
   def keys(tree, prefix=""):
     for key in tree:
@@ -153,21 +155,77 @@ REAL_SIZES = {
 }
 
 
-@pytest.mark.parametrize(
-  ("name", "kind", "parameters"),
-  [("census", "bins", 27846), ("census_best", "bins", 354754), ("census_demo", "log_int", 2122)],
-)
-def test_golden_parameter_counts_on_the_real_data(name, kind, parameters):
-  config = importlib.import_module(f"configs.{name}").get_config()
+def real_count(config, tasks=("income_50k", "marital_stat")):
+  """Number of parameters on the real data; a task's own column is no feature."""
+  sizes = dict(enumerate(REAL_SIZES["category"]))
+  if "education" in tasks:
+    sizes[3], sizes[4] = 4, 8  # Out goes education, in comes marital_stat behind hs_college.
+    assert REAL_SIZES["category"][3:5] == (18, 4)
+  kind = "log_int" if config.data.numeric == "log_int" else "bins"
   numbers = 7 if config.data.numeric in ("both", "standardize") else 0
-  schema = schema_of((*REAL_SIZES["category"], *REAL_SIZES[kind]), numbers, 2)
+  schema = schema_of((*sizes.values(), *REAL_SIZES[kind]), numbers, len(tasks))
   model = models.create_model(config.model, schema)
   features = {
     "ids": np.zeros((1, len(schema.id_features)), np.uint8),
     "numeric": np.zeros((1, numbers), np.float32),
   }
   shapes = jax.eval_shape(model.init, jax.random.key(0), features)
-  assert layers.parameter_count(shapes["params"]) == parameters
+  return layers.parameter_count(shapes["params"])
+
+
+@pytest.mark.parametrize(
+  ("name", "parameters"), [("census", 27846), ("census_best", 354754), ("census_demo", 2122)]
+)
+def test_golden_parameter_counts_on_the_real_data(name, parameters):
+  config = importlib.import_module(f"configs.{name}").get_config()
+  assert real_count(config) == parameters
+
+
+GOLDEN_COUNTS = {
+  "single_task": 27898,
+  "shared_bottom": 27750,
+  "l2_constrained": 27898,
+  "cross_stitch": 27730,
+  "tensor_factorization": 27778,
+  "omoe": 27870,
+  "mmoe": 27846,
+  "cgc": 27194,
+  "ple": 27449,
+  "aitm": 27750,
+  "esmm": 27686,
+  "snr_trans": 27721,
+  "dselect_k": 27846,
+}
+
+
+def test_every_model_has_as_many_parameters_as_mmoe():
+  assert set(census.MODELS) == set(census.TASKS) == set(models.MODELS) == set(GOLDEN_COUNTS)
+  for name, golden in GOLDEN_COUNTS.items():
+    config = census.get_config(name)
+    assert real_count(config, config.data.tasks) == golden
+    assert abs(golden / GOLDEN_COUNTS["mmoe"] - 1) < 0.03, name
+
+
+def test_every_setting_of_every_model_is_in_the_config():
+  wired = {"feature_sizes", "outputs", "embedding_dims", "axis_name", "parent", "name"}
+  for name, model in models.MODELS.items():
+    fields = {f.name for f in dataclasses.fields(model)} - wired
+    own = {"name", "embedding_dim", "embedding_dim_of"}
+    assert set(census.get_config(name).model) == fields | own
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_takes_every_model(name):
+  for model in models.MODELS:
+    config = importlib.import_module(f"configs.{name}").get_config(model)
+    created = models.create_model(config.model, schema_of((3, 4), 1, 2))
+    assert type(created) is models.MODELS[model]
+    assert config.data.tasks == census.TASKS[model]
+
+
+def test_a_config_of_an_unknown_model_says_what_was_meant():
+  with pytest.raises(UserError, match=r"config\.model\.name is 'plee', .*did you mean 'ple'"):
+    census.get_config("plee")
 
 
 def test_a_config_derived_from_census_has_the_same_keys():

@@ -13,6 +13,7 @@ from mmoe_jax import data, evaluate, gates, models
 from tests import reference
 
 TASKS = ("a", "b", "c")
+statistics = jax.jit(gates.statistics)
 
 
 def expected(gates_TxNxE, weights_N):
@@ -59,7 +60,7 @@ def assert_same(found, wanted, **tolerance):
 
 def test_statistics_equal_numpy_in_float64():
   gates_TxNxE, weights_N = random_gates(reference.fresh_rng())
-  found = jax.jit(gates.statistics)(gates_TxNxE, weights_N)
+  found = statistics(gates_TxNxE, weights_N)
   assert_same(found, expected(gates_TxNxE, weights_N), rtol=1e-5, atol=1e-6)
 
 
@@ -69,15 +70,15 @@ def test_rows_of_weight_zero_do_not_count_whatever_they_hold():
   weights_N[100:] = 0
   broken = gates_TxNxE.copy()
   broken[:, 100:] = np.nan
-  alone = gates.statistics(gates_TxNxE[:, :100], weights_N[:100])
-  assert_same(gates.statistics(broken, weights_N), alone, rtol=1e-5, atol=1e-6)
+  alone = statistics(gates_TxNxE[:, :100], weights_N[:100])
+  assert_same(statistics(broken, weights_N), alone, rtol=1e-5, atol=1e-6)
 
 
 def test_one_hot_gates():
   gates_TxNxE = np.zeros((2, 6, 4), np.float32)
   gates_TxNxE[0, :, 3] = 1
   gates_TxNxE[1, :3, 0] = gates_TxNxE[1, 3:, 1] = 1
-  found = jax.device_get(gates.statistics(gates_TxNxE, np.ones(6, np.float32)))
+  found = jax.device_get(statistics(gates_TxNxE, np.ones(6, np.float32)))
   np.testing.assert_array_equal(found["entropy"], 0)
   np.testing.assert_allclose(found["mean_entropy"], [0, math.log(2)], rtol=1e-6)
   np.testing.assert_allclose(found["effective_experts"], [1, 2], rtol=1e-6)
@@ -89,7 +90,7 @@ def test_one_hot_gates():
 
 
 def test_uniform_gates():
-  found = jax.device_get(gates.statistics(np.full((3, 7, 8), 1 / 8, np.float32), np.ones(7)))
+  found = jax.device_get(statistics(np.full((3, 7, 8), 1 / 8, np.float32), np.ones(7)))
   np.testing.assert_allclose(found["entropy"], math.log(8), rtol=1e-6)
   np.testing.assert_allclose(found["mean_entropy"], math.log(8), rtol=1e-6)
   np.testing.assert_allclose(found["effective_experts"], 8, rtol=1e-6)
@@ -101,7 +102,7 @@ def test_uniform_gates():
 
 def test_weights_and_overlap_worked_out_by_hand():
   gates_TxNxE = np.array([[[0.5, 0.5, 0], [1, 0, 0]], [[0.2, 0.2, 0.6], [0, 0, 1]]], np.float32)
-  found = gates.statistics(gates_TxNxE, np.array([3.0, 1.0], np.float32))
+  found = statistics(gates_TxNxE, np.array([3.0, 1.0], np.float32))
   np.testing.assert_allclose(found["mean"], [[0.625, 0.375, 0], [0.15, 0.15, 0.7]], rtol=1e-6)
   np.testing.assert_allclose(found["entropy"][0], 0.75 * math.log(2), rtol=1e-6)
   np.testing.assert_allclose(found["similarity"], [[1, 0.3], [0.3, 1]], rtol=1e-6)
@@ -113,7 +114,7 @@ def test_weights_and_overlap_worked_out_by_hand():
 )
 def test_a_gate_has_collapsed_above_the_stated_share(share, warned):
   gates_TxNxE = np.array([[[share, 1 - share]], [[0.5, 0.5]]], np.float32)
-  found = gates.statistics(gates_TxNxE, np.ones(1, np.float32))
+  found = statistics(gates_TxNxE, np.ones(1, np.float32))
   lines = gates.collapsed(found, ("income", "single"))
   assert len(lines) == warned
   assert all("'income'" in line and "expert 0" in line for line in lines)
@@ -122,18 +123,18 @@ def test_a_gate_has_collapsed_above_the_stated_share(share, warned):
 def test_gates_are_the_same_only_when_all_pairs_are():
   gates_TxNxE = np.array([[[0.5, 0.5]], [[0.505, 0.495]], [[0.6, 0.4]]], np.float32)
   ones = np.ones(1, np.float32)
-  assert gates.collapsed(gates.statistics(gates_TxNxE, ones), TASKS) == []
-  (line,) = gates.collapsed(gates.statistics(gates_TxNxE[:2], ones), TASKS[:2])
+  assert gates.collapsed(statistics(gates_TxNxE, ones), TASKS) == []
+  (line,) = gates.collapsed(statistics(gates_TxNxE[:2], ones), TASKS[:2])
   assert "all 2 tasks are the same: any two overlap by 0.9950" in line
 
 
 def test_nothing_to_warn_of_with_one_expert_one_task_or_no_rows():
   ones = np.ones(4, np.float32)
-  one_expert = gates.statistics(np.ones((2, 4, 1), np.float32), ones)
+  one_expert = statistics(np.ones((2, 4, 1), np.float32), ones)
   assert gates.collapsed(one_expert, TASKS[:2]) == []
-  one_task = gates.statistics(np.full((1, 4, 2), 0.5, np.float32), ones)
+  one_task = statistics(np.full((1, 4, 2), 0.5, np.float32), ones)
   assert gates.collapsed(one_task, TASKS[:1]) == []
-  nothing = gates.statistics(np.full((2, 4, 2), 0.5, np.float32), 0 * ones)
+  nothing = statistics(np.full((2, 4, 2), 0.5, np.float32), 0 * ones)
   assert gates.collapsed(nothing, TASKS[:2]) == []
   for name, value in nothing.items():
     np.testing.assert_array_equal(value, 0 if name == "used_experts" else np.nan)
@@ -153,7 +154,7 @@ def test_mapping_over_members_and_groups_changes_nothing():
 
 def test_scalars_have_flat_names_and_the_values_of_the_statistics():
   gates_TxNxE, weights_N = random_gates(reference.fresh_rng(), experts=4)
-  named = gates.scalars(jax.device_get(gates.statistics(gates_TxNxE, weights_N)), TASKS)
+  named = gates.scalars(jax.device_get(statistics(gates_TxNxE, weights_N)), TASKS)
   wanted = expected(gates_TxNxE, weights_N)
   assert all(type(value) is float for value in named.values())
   json.dumps(named)
@@ -181,7 +182,8 @@ def test_one_pass_gives_the_logits_and_the_gates_of_every_row(fitted, rows):
   predict = evaluate.make_predict_with_gates(model)
   logits, gates_TxNxE = predict(variables, evaluate.chunked(features, 128))
   assert gates_TxNxE.shape == (2, len(logits), 4)
-  wanted, seen = model.apply(variables, features, mutable=["intermediates"])
+  apply = jax.jit(model.apply, static_argnames="mutable")
+  wanted, seen = apply(variables, features, mutable=("intermediates",))
   np.testing.assert_allclose(logits[:rows], wanted, atol=1e-6)
   np.testing.assert_allclose(gates_TxNxE[:, :rows], seen["intermediates"]["gates"][0], atol=1e-6)
 

@@ -67,21 +67,6 @@ def test_golden_parameter_count_and_first_loss():
 GOLDEN_LOSS = (0.695736, 0.689560)
 
 
-@pytest.mark.parametrize("tasks", [1, 2, 5])
-@pytest.mark.parametrize("rows", [1, 2, 7])
-def test_any_number_of_rows_and_tasks(tasks, rows):
-  # DeepCTR-Torch's squeeze breaks at a batch of one.
-  sizes = (3, 4)
-  model = models.create_model(SETTINGS, schema_of(sizes, 1, tasks))
-  features = batch(np.random.default_rng(0), sizes, rows, 1)
-  variables = jax.jit(model.init)(KEY, features)
-  assert model.apply(variables, features).shape == (rows, tasks)
-  alone = {name: a[:1] for name, a in features.items()}
-  np.testing.assert_allclose(
-    model.apply(variables, alone)[0], model.apply(variables, features)[0], rtol=1e-5, atol=1e-6
-  )
-
-
 def test_model_works_without_id_features_and_without_numbers():
   for sizes, numbers in (((3, 4), 0), ((), 3)):
     model = models.create_model(SETTINGS, schema_of(sizes, numbers, 2))
@@ -118,6 +103,15 @@ def test_one_tasks_logit_depends_on_its_own_gate_and_tower_only():
     ({"embedding_dim_of": {"f9": 2}}, "'f9', which does not exist; known: f0"),
     ({"embedding_dim_of": {"f0": 0}}, r"embedding_dim_of\.f0 is 0"),
     ({"embedding_init_std": -1.0}, "not negative"),
+    ({"exclusivity": 1.5}, "a share is from 0 to 1"),
+    ({"exclusivity": 1.0, "experts": 1}, "leaves none of 1 experts to some of 2 tasks"),
+    ({"name": "l2_constrained", "l2_strength": -1.0}, "a strength is not negative"),
+    ({"name": "cross_stitch", "bottom_hidden": ()}, "bottom_hidden is empty; give it a layer"),
+    ({"name": "tensor_factorization", "ranks": (2, 2)}, "give three: of inputs, units and tasks"),
+    ({"name": "dselect_k", "smoothness": 0.0}, "a width is above 0"),
+    ({"name": "dselect_k", "experts": 1}, "a selection needs two or more"),
+    ({"name": "cgc", "levels": 2}, "levels is no setting of the model 'cgc'"),
+    ({"name": "ple", "levels": 0}, "levels is 0; must be from 1 to"),
   ],
 )
 def test_wrong_settings_say_what_was_meant(settings, message):
@@ -125,9 +119,40 @@ def test_wrong_settings_say_what_was_meant(settings, message):
     models.create_model({**SETTINGS, **settings}, schema_of((3,), 1, 2))
 
 
+@pytest.mark.parametrize(
+  ("settings", "who"),
+  [({"name": "esmm"}, "this model"), ({"name": "aitm", "calibrator_strength": 0.1}, "calibrator")],
+)
+def test_models_of_probabilities_want_binary_tasks(settings, who):
+  model = models.create_model({**SETTINGS, **settings}, schema_of((3,), 1, 2))
+  model.check(["binary", "binary"])
+  with pytest.raises(UserError, match=f"kinds binary, regression; .*{who}.* binary tasks only"):
+    model.check(["binary", "regression"])
+
+
+def test_only_models_of_a_chain_of_tasks_say_so():
+  assert [name for name, model in models.MODELS.items() if model.chained] == ["esmm"]
+
+
+def test_esmm_is_exact_where_probabilities_round_to_zero_and_one():
+  # exp(-z) of a product of sigmoids: float32 has no room for 1 - p here, the logits do.
+  model = models.create_model({**SETTINGS, "name": "esmm"}, schema_of((), 2, 2))
+  model = model.clone(bottom_hidden=(), tower_hidden=())
+  kernel = np.eye(2, dtype=np.float32)[:, :, None]
+  params = {"towers": {"Dense_0": {"kernel": kernel, "bias": np.zeros((2, 1), np.float32)}}}
+  z = np.array([[50, 60], [80, 2], [-90, 90], [-300, -400], [300, 400]], np.float32)
+  features = {"ids": np.zeros((5, 0), np.uint8), "numeric": z}
+  logits = model.apply({"params": params}, features)
+  joint = [50 - np.log1p(np.exp(-10)), 2, -90, -700, 300]
+  np.testing.assert_allclose(logits, np.stack([z[:, 0], joint], 1), rtol=1e-6)
+  grads = jax.grad(lambda p: model.apply({"params": p}, features).sum())(params)
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
 def test_every_model_documents_its_paper_and_fields():
   for model in models.MODELS.values():
     assert "20" in model.__doc__
+    docs = "".join(base.__doc__ for base in model.__mro__ if issubclass(base, models.Model))
     for field in dataclasses.fields(model):
       if field.name not in ("parent", "name"):
-        assert field.name in model.__doc__, field.name
+        assert field.name in docs, field.name

@@ -1,0 +1,467 @@
+"""The synthetic study of Ma et al. (KDD 2018), figures 2, 4 and 5: tasks of known relatedness.
+
+  python -m benchmarks.paper_synthetic --search --out runs/paper_synthetic_search
+  python -m benchmarks.paper_synthetic --runs 200 --out runs/paper_synthetic
+
+Figure 2 is the correlation of the labels against the cosine p of the tasks' weights. Figures 4
+and 5 are the loss of Shared-Bottom, OMoE and MMoE of about equal size at p = 0.5, 0.9 and 1, in
+200 runs of fresh data and fresh initialisation each; run r has the same data for the three models,
+so that they are compared in pairs. The search picks each model's learning rate among the paper's
+three by validation loss, on data of other seeds; benchmarks/paper_synthetic_settings.json has it.
+
+Runs train in populations of --members; each has a folder of its own below --out, so that a study
+that was cut off goes on where it was. Leaves table.md, table.json, table.csv and plots.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags
+
+from benchmarks import plots, published, statistics, studies, tables
+from configs import synthetic as synthetic_config
+from data_prep import synthetic
+from mmoe_jax import data, errors, parallel
+from mmoe_jax.config import override
+from mmoe_jax.errors import require, require_known
+from mmoe_jax.table import write_atomically
+
+SETTINGS = os.path.join(os.path.dirname(__file__), "paper_synthetic_settings.json")
+MODELS = ("shared_bottom", "omoe", "mmoe")
+CORRELATIONS = (0.5, 0.9, 1.0)
+RATES = (1e-4, 1e-3, 1e-2)  # What the paper picks from.
+RATE = "optimizer.dense.learning_rate"
+METRIC = "mse"
+# Of validation rows where they are measured each epoch, else of the training steps.
+CURVES = ("validation/{task}/mse", "train/{task}/loss")
+FIGURE_2 = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
+SEARCH_SEED = 1_000_000  # The search's data are none of the study's.
+TASKS = ("task_1", "task_2")
+
+
+class Size(NamedTuple):
+  """Rows of a run's train split, and of each of the other two; the paper gives neither."""
+
+  rows: int = synthetic.ROWS
+  held_out: int = synthetic.HELD_OUT
+
+
+def create_config(model: str, epochs: int | None) -> Any:
+  """The config of a model on the synthetic tasks."""
+  config = synthetic_config.get_config(model)
+  if epochs is not None:
+    config.train.epochs = epochs
+  return config
+
+
+def final_losses(results: Sequence[Mapping[str, Any]], split: str) -> np.ndarray:
+  """(M,) mean over tasks of the squared error of each member's best weights; NaN if it diverged."""
+  losses = []
+  for result in results:
+    values = [v for k, v in result.get(split, {}).items() if k.split("/")[1] == METRIC]
+    losses.append(np.mean(values) if values else np.nan)
+  return np.array(losses, np.float64)
+
+
+def mean_curves(folder: str) -> np.ndarray:
+  """(epochs, M) mean over tasks of the loss of a population's members at each epoch."""
+  of_tasks = [studies.read_curves(folder, [c.format(task=t) for c in CURVES])[1] for t in TASKS]
+  return np.mean(of_tasks, 0)
+
+
+# ---- Figure 2 --------------------------------------------------------------------------------
+
+
+def label_correlations(cosines: Sequence[float], seeds: int, rows: int) -> list[dict[str, float]]:
+  """Pearson correlation of the two tasks' labels, over data sets of each cosine.
+
+  Args:
+    cosines: p, of the tasks' weights.
+    seeds: how many data sets of each.
+    rows: of a data set.
+
+  Returns:
+    For each cosine the mean, the half width of its 95 % interval, the ends of the middle 95 % of
+    data sets, and what the paper's figure has.
+  """
+  points = []
+  for cosine in cosines:
+    drawn = []
+    for seed in range(seeds):
+      _, splits = synthetic.splits(seed, cosine, rows, held_out=1)
+      labels_NxT = np.asarray(splits["train"].labels, np.float64)
+      drawn.append(np.corrcoef(labels_NxT.T)[0, 1])
+    found = statistics.over_seeds(drawn)
+    low, high = statistics.percentile_interval(drawn)
+    points.append(
+      {"cosine": cosine, "mean": found.value, "half": found.half_seeds, "low": low, "high": high}
+      | {"paper": published.LABEL_CORRELATION.get(cosine)}
+    )
+  return points
+
+
+# ---- Figures 4 and 5 -------------------------------------------------------------------------
+
+
+def summarise(
+  correlation: float, losses: Mapping[str, np.ndarray], draws: int = 10_000
+) -> list[dict[str, Any]]:
+  """A row for each model at one correlation: how high its final loss is, and how widely it spreads.
+
+  Args:
+    correlation: p.
+    losses: model -> final loss of each run, (R,); NaN where it diverged.
+    draws: of the bootstrap over runs.
+  """
+  rows = []
+  for model, loss_R in losses.items():
+    kept_R = loss_R[np.isfinite(loss_R)]
+    low, high = statistics.percentile_interval(statistics.bootstrap(kept_R[None], draws=draws)[0])
+    q05, q25, median, q75, q95 = np.quantile(kept_R, (0.05, 0.25, 0.5, 0.75, 0.95))
+    std = float(kept_R.std(ddof=1)) if len(kept_R) > 1 else None
+    rows.append(
+      {"correlation": correlation, "model": model, "runs": len(kept_R)}
+      | {"diverged": len(loss_R) - len(kept_R), "mean": float(kept_R.mean())}
+      | {"mean_low": low, "mean_high": high, "median": float(median), "std": std}
+      | {"interquartile_range": float(q75 - q25), "range_5_to_95": float(q95 - q05)}
+      | {"least": float(kept_R.min()), "largest": float(kept_R.max())}
+      | {"paper_loss": published.SYNTHETIC_LOSS.get(correlation, {}).get(model)}
+      | {"paper_spread": published.SYNTHETIC_SPREAD.get(model)}
+    )
+  return rows
+
+
+def compare(
+  correlation: float, losses: Mapping[str, np.ndarray], draws: int = 10_000
+) -> list[dict[str, Any]]:
+  """A row for each pair of models: is the loss of the second below that of the first?
+
+  Args:
+    correlation: p.
+    losses: model -> final loss of each run; run r has the same data for all. Runs in which any
+      model diverged are left out.
+    draws: of the bootstrap over runs.
+
+  Returns:
+    `difference` of the means (second − first) with its percentile interval, the bootstrap
+    `probability` that the second's mean is lower, the `share` of runs in which its loss is lower
+    with its exact interval, and `ratio_of_std` (second / first) with its percentile interval and
+    the bootstrap `probability_std` that the second spreads less.
+  """
+  models = list(losses)
+  kept_R = np.isfinite(np.stack(list(losses.values()))).all(0)
+  loss_GxR = np.stack([losses[m][kept_R] for m in models])
+  means_GxD = statistics.bootstrap(loss_GxR, draws=draws)
+  std_GxD = statistics.bootstrap(loss_GxR, np.std, draws)
+  rows = []
+  for i in range(len(models)):
+    for j in range(i + 1, len(models)):
+      lower = int((loss_GxR[j] < loss_GxR[i]).sum())
+      low, high = statistics.percentile_interval(means_GxD[j] - means_GxD[i])
+      least, largest = statistics.share_interval(lower, loss_GxR.shape[1])
+      rows.append(
+        {"correlation": correlation, "first": models[i], "second": models[j]}
+        | {"runs": loss_GxR.shape[1]}
+        | {"difference": float((loss_GxR[j] - loss_GxR[i]).mean()), "low": low, "high": high}
+        | {"probability": statistics.probability_below(means_GxD[j], means_GxD[i])}
+        | {"share": lower / loss_GxR.shape[1], "share_low": least, "share_high": largest}
+        | _spread(loss_GxR[i], loss_GxR[j], std_GxD[i], std_GxD[j])
+      )
+  return rows
+
+
+def _spread(
+  first_R: np.ndarray, second_R: np.ndarray, first_D: np.ndarray, second_D: np.ndarray
+) -> dict[str, float | None]:
+  names = ("ratio_of_std", "ratio_low", "ratio_high", "probability_std")
+  if not (first_R.std() > 0 and (first_D > 0).all()):
+    return dict.fromkeys(names)
+  low, high = statistics.percentile_interval(second_D / first_D)
+  values = (float(second_R.std() / first_R.std()), low, high)
+  return dict(zip(names, (*values, statistics.probability_below(second_D, first_D)), strict=True))
+
+
+def curve_summary(
+  curves_KxR: np.ndarray, level: float = statistics.LEVEL
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Mean over runs at each epoch and the ends of its interval, by Student's t; each (K,)."""
+  estimates = [statistics.over_seeds(c[np.isfinite(c)], level=level) for c in curves_KxR]
+  mean_K = np.array([e.value for e in estimates])
+  half_K = np.array([e.half_seeds or 0.0 for e in estimates])
+  return mean_K, mean_K - half_K, mean_K + half_K
+
+
+def markdown(
+  figure_2: Sequence[Mapping[str, Any]],
+  rows: Sequence[Mapping[str, Any]],
+  pairs: Sequence[Mapping[str, Any]],
+  untuned: Sequence[str] = (),
+) -> str:
+  """The study as Markdown, beside what the paper's figures show."""
+  number = tables.number
+  parts = []
+  if figure_2:
+    lines = [
+      [
+        f"{r['cosine']:g}",
+        number(r["mean"], 3) + tables.plus_minus(r["half"], 3),
+        f"{number(r['low'], 3)} to {number(r['high'], 3)}",
+        number(r["paper"], 2),
+      ]
+      for r in figure_2
+    ]
+    header = ("p", "label correlation, mean", "middle 95 % of data sets", "paper")
+    parts += ["### Figure 2: correlation of labels", tables.markdown(header, lines)]
+  header = ("p, model", "mean loss", "95 % interval", "median", "std", "middle half")
+  header += ("5 % to 95 %", "largest", "paper, figure 4")
+  lines = [
+    [
+      f"{r['correlation']:g}, {r['model']}"
+      + (f" ({r['diverged']} diverged)" if r["diverged"] else ""),
+      number(r["mean"]),
+      f"{number(r['mean_low'])} to {number(r['mean_high'])}",
+      number(r["median"]),
+      number(r["std"]),
+      number(r["interquartile_range"]),
+      number(r["range_5_to_95"]),
+      number(r["largest"]),
+      number(r["paper_loss"], 3),
+    ]
+    for r in rows
+  ]
+  parts += ["### Figures 4 and 5: final loss", tables.markdown(header, lines)]
+  header = ("p, pair", "difference of means", "95 % interval", "P(lower mean)")
+  header += ("lower in … of runs", "ratio of std", "P(lower std)")
+  lines = [
+    [
+      f"{r['correlation']:g}, {r['second']} against {r['first']}",
+      tables.signed(r["difference"]),
+      f"{tables.signed(r['low'])} to {tables.signed(r['high'])}",
+      number(r["probability"], 3),
+      f"{number(100 * r['share'], 0)} % ({number(100 * r['share_low'], 0)} to "
+      f"{number(100 * r['share_high'], 0)})",
+      tables.NOTHING
+      if r["ratio_of_std"] is None
+      else f"{number(r['ratio_of_std'], 2)} ({number(r['ratio_low'], 2)} to "
+      f"{number(r['ratio_high'], 2)})",
+      number(r["probability_std"], 3),
+    ]
+    for r in pairs
+  ]
+  if lines:
+    parts += ["### Orderings", tables.markdown(header, lines)]
+  runs = max(r["runs"] + r["diverged"] for r in rows)
+  text = (
+    f"{runs} runs of each model and p. The loss is the mean over both tasks of the squared error "
+    "on test rows, by the weights of the best validation epoch. Intervals, and P, come from "
+    "resampling runs, the same for all models. The paper's values are read off its figures by eye, "
+    "and it does not give the scale of its labels: compare orders, ratios and spread."
+  )
+  if untuned:
+    text += f" With the config's own learning rate, not searched: {', '.join(untuned)}."
+  return "\n\n".join([*parts, text]) + "\n"
+
+
+def run_search(
+  models: Sequence[str],
+  correlations: Sequence[float],
+  seeds: int,
+  out: str,
+  epochs: int | None,
+  size: Size,
+  path: str = SETTINGS,
+) -> None:
+  """Trains every model at every rate, and writes the one of the lowest mean validation loss."""
+  require(seeds >= 1, f"--search_seeds={seeds}: must be at least 1")
+  progress = studies.Progress(len(models) * len(correlations))
+  loss: dict[str, list[np.ndarray]] = {model: [] for model in models}
+  for correlation in correlations:
+    made = [synthetic.splits(SEARCH_SEED + s, correlation, *size) for s in range(seeds)]
+    made_of = {"correlation": correlation, "first_seed": SEARCH_SEED, **size._asdict()}
+    for model in models:
+      config = create_config(model, epochs)
+      members = [{"seed": s, RATE: r} for r in RATES for s in range(seeds)]
+      folder = os.path.join(out, f"{model}_p{correlation:g}")
+      was_there = studies.is_done(folder)
+      splits = [made[m["seed"]][1] for m in members]
+      done = studies.train(config, members, folder, made_of, splits=splits, schema=made[0][0])
+      loss_RATExS = final_losses(done["results"], "validation").reshape(len(RATES), seeds)
+      loss[model].append(loss_RATExS.mean(1))
+      progress.done(f"{model} at p = {correlation:g}", not was_there)
+  chosen = studies.read_settings(path)
+  for model in models:
+    # A rate at which any training diverged is NaN, and not chosen.
+    mean_RATE = np.mean(loss[model], 0)
+    require(bool(np.isfinite(mean_RATE).any()), f"{model}: diverged at every learning rate")
+    best = int(np.nanargmin(mean_RATE))
+    chosen[model] = {
+      "settings": {RATE: RATES[best]},
+      "validation_loss": dict(zip(map(str, RATES), mean_RATE.tolist(), strict=True)),
+      "trials": len(RATES),
+      "trainings_of_each": seeds * len(correlations),
+    }
+    print(f"{model}: learning rate {RATES[best]:g} of {chosen[model]['validation_loss']}")
+  studies.write_json(path, chosen)
+
+
+def run_study(
+  models: Sequence[str],
+  correlations: Sequence[float],
+  runs: int,
+  members: int,
+  label_seeds: int,
+  out: str,
+  epochs: int | None,
+  size: Size,
+  path: str = SETTINGS,
+) -> dict[str, Any]:
+  """Trains what is not there yet, writes tables and plots. Returns what table.json holds."""
+  require(runs >= 1, f"--runs={runs}: must be at least 1")
+  require(members >= 1, f"--members={members}: must be at least 1")
+  chosen = studies.read_settings(path)
+  configs = {
+    m: override(create_config(m, epochs), chosen[m]["settings"] if m in chosen else {})
+    for m in models
+  }
+  figure_2 = label_correlations(FIGURE_2, label_seeds, size.rows) if label_seeds else []
+  starts = range(0, runs, members)
+  progress = studies.Progress(len(correlations) * len(starts) * len(models))
+  rows, pairs, listed, curves = [], [], [], {}
+  for correlation in correlations:
+    losses: dict[str, list[np.ndarray]] = {model: [] for model in models}
+    of_p: dict[str, list[np.ndarray]] = {model: [] for model in models}
+    for start in starts:
+      seeds = range(start, min(runs, start + members))
+      made_of = {"correlation": correlation, "first_seed": start, **size._asdict()}
+      made: list[tuple[data.Schema, dict[str, data.Split]]] = []
+      for model in models:
+        folder = os.path.join(out, f"{model}_p{correlation:g}", f"runs_{start:04d}")
+        was_there = studies.is_done(folder)
+        if not (made or was_there):
+          made = [synthetic.splits(seed, correlation, *size) for seed in seeds]
+        done = studies.train(
+          configs[model],
+          [{"seed": seed} for seed in seeds],
+          folder,
+          made_of,
+          splits=[splits for _, splits in made],
+          schema=made[0][0] if made else None,
+        )
+        loss_M = final_losses(done["results"], "test")
+        losses[model].append(loss_M)
+        of_p[model].append(mean_curves(folder))
+        listed.append({"correlation": correlation, "model": model, "start": start, **done})
+        what = f"p = {correlation:g}, {model}, runs {seeds[0]} to {seeds[-1]}"
+        progress.done(f"{what}: loss {np.nanmean(loss_M):.4f}", not was_there)
+    of_models = {model: np.concatenate(parts) for model, parts in losses.items()}
+    rows += summarise(correlation, of_models)
+    pairs += compare(correlation, of_models)
+    curves[correlation] = {model: join_curves(parts) for model, parts in of_p.items()}
+  content = {
+    "machine": studies.machine(),
+    "wall_seconds": sum(p["seconds"] for p in listed),
+    "chosen": chosen,
+    "figure_2": figure_2,
+    "rows": rows,
+    "pairs": pairs,
+    "curves": {
+      f"{p:g}": {
+        model: dict(zip(("mean", "low", "high"), curve_summary(curves_KxR), strict=True))
+        for model, curves_KxR in of_models.items()
+      }
+      for p, of_models in curves.items()
+    },
+    "populations": listed,
+  }
+  write(content, curves, [m for m in models if m not in chosen], out)
+  return content
+
+
+def join_curves(parts: Sequence[np.ndarray]) -> np.ndarray:
+  """Curves (K, R) of all runs, from those of populations; one that stopped early keeps its last."""
+  epochs = max(map(len, parts))
+  longer = [np.pad(p, ((0, epochs - len(p)), (0, 0)), mode="edge") for p in parts]
+  return np.concatenate(longer, 1)
+
+
+def write(
+  content: Mapping[str, Any],
+  curves: Mapping[float, Mapping[str, np.ndarray]],
+  untuned: Sequence[str],
+  out: str,
+) -> None:
+  """Writes the tables and plots of a study.
+
+  Args:
+    content: what table.json is to hold.
+    curves: correlation -> model -> loss of each epoch and run, (K, R).
+    untuned: models whose learning rate was not searched.
+    out: the folder.
+  """
+  studies.write_json(os.path.join(out, "table.json"), content)
+  write_atomically(os.path.join(out, "table.csv"), tables.comma_separated(content["rows"]))
+  text = markdown(content["figure_2"], content["rows"], content["pairs"], untuned)
+  write_atomically(os.path.join(out, "table.md"), text)
+  print(text)
+  if content["figure_2"]:
+    measured = [(r["cosine"], r["mean"], r["low"], r["high"]) for r in content["figure_2"]]
+    title = "Figure 2: relatedness of tasks"
+    path = os.path.join(out, "figure_2.png")
+    plots.correlations(path, measured, published.LABEL_CORRELATION, title)
+  panels = {
+    f"p = {p:g}": {m: curve_summary(c) for m, c in of_models.items()}
+    for p, of_models in curves.items()
+  }
+  title = "Figure 4: mean loss and its 95 % interval"
+  plots.curves(os.path.join(out, "figure_4.png"), panels, title, "squared error, validation rows")
+  final: dict[str, dict[str, np.ndarray]] = {}
+  for p in content["populations"]:
+    of_p = final.setdefault(f"p = {p['correlation']:g}", {})
+    loss_M = final_losses(p["results"], "test")
+    of_p[p["model"]] = np.append(of_p.get(p["model"], []), loss_M[np.isfinite(loss_M)])
+  title = "Figure 5: final loss of each run (dotted: mean)"
+  plots.histograms(os.path.join(out, "figure_5.png"), final, title, "squared error, test rows")
+
+
+def main(argv: list[str]) -> None:
+  """The command line."""
+  del argv
+  parallel.use_all_cores()
+  require(len(_MODELS.value) > 0, f"--models is empty; known: {', '.join(MODELS)}")
+  for model in _MODELS.value:
+    require_known(model, MODELS, "a name in --models")
+  correlations = [_correlation(text) for text in _CORRELATIONS.value]
+  require(len(correlations) > 0, "--correlations is empty; give numbers from 0 to 1")
+  size = Size(_ROWS.value, _HELD_OUT.value)
+  if _SEARCH.value:
+    run_search(_MODELS.value, correlations, _SEARCH_SEEDS.value, _OUT.value, _EPOCHS.value, size)
+  else:
+    counts = (_RUNS.value, _MEMBERS.value, _LABEL_SEEDS.value)
+    run_study(_MODELS.value, correlations, *counts, _OUT.value, _EPOCHS.value, size)
+  print(f"everything is in {_OUT.value}")
+
+
+def _correlation(text: str) -> float:
+  try:
+    value = float(text)
+  except ValueError:
+    value = np.nan
+  require(0 <= value <= 1, f"--correlations holds '{text}'; give numbers from 0 to 1")
+  return value
+
+
+if __name__ == "__main__":
+  _SEARCH = flags.DEFINE_bool("search", False, "Choose learning rates on validation rows instead.")
+  _SEARCH_SEEDS = flags.DEFINE_integer("search_seeds", 5, "Trainings of each rate and p.")
+  _RUNS = flags.DEFINE_integer("runs", 200, "Runs of each model and p.")
+  _MEMBERS = flags.DEFINE_integer("members", 50, "Runs that train together, as memory allows.")
+  _LABEL_SEEDS = flags.DEFINE_integer("label_seeds", 50, "Data sets a point of figure 2; 0: none.")
+  _ROWS = flags.DEFINE_integer("rows", synthetic.ROWS, "Train rows of a run.")
+  _HELD_OUT = flags.DEFINE_integer("held_out", synthetic.HELD_OUT, "Its validation and test rows.")
+  _MODELS = flags.DEFINE_list("models", list(MODELS), "Which models.")
+  _CORRELATIONS = flags.DEFINE_list("correlations", list(map(str, CORRELATIONS)), "Which p.")
+  _EPOCHS = flags.DEFINE_integer("epochs", None, "Of each training; the config's where not given.")
+  _OUT = flags.DEFINE_string("out", None, "Where populations, tables and plots go.", required=True)
+  errors.run(main)

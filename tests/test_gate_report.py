@@ -1,0 +1,262 @@
+"""The report on gates: groups of rows are what they say, numbers are right, files are whole."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import flax.linen as nn
+import numpy as np
+import pytest
+
+from configs import smoke
+from mmoe_jax import data, evaluate, gate_report, predict, train
+from mmoe_jax.errors import UserError
+from mmoe_jax.table import read_table
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TASKS = ("income_50k", "marital_stat")
+PNG = b"\x89PNG"
+
+
+def trained(prepared, path, epochs, numeric="both"):
+  config = smoke.get_config()
+  config.data_dir = prepared
+  config.train.devices = 1
+  config.train.epochs = epochs
+  config.data.numeric = numeric
+  config.data.exclude = ("sex",)  # Groups need not be features.
+  train.train_and_evaluate(config, path)
+  return path
+
+
+@pytest.fixture(scope="module")
+def workdir(prepared, tmp_path_factory):
+  return trained(prepared, str(tmp_path_factory.mktemp("gates") / "w"), epochs=1)
+
+
+@pytest.fixture(scope="module")
+def found(workdir):
+  return gate_report.measure(workdir, split="test", by=["sex", "age", "num_emp"])
+
+
+@pytest.fixture(scope="module")
+def raw_and_gates(workdir, prepared, raw):
+  """The raw test rows, and their gates by the other way there is to see them."""
+  rows = np.load(os.path.join(prepared, "test", "rows.npy"))
+  frame = read_table(raw[1], data.Schema.restore(os.path.join(prepared, "schema.json")).columns)
+  frame = frame.iloc[rows]
+  predictor = predict.Predictor(workdir)
+  features = predictor.schema.features(predictor.schema.encode(frame))
+  return frame, np.asarray(evaluate.make_gates(predictor.model)(predictor.variables, features))
+
+
+def test_groups_hold_the_rows_and_gates_of_the_raw_file(found, raw_and_gates):
+  frame, gates_TxNxE = raw_and_gates
+  age = frame["age"].astype(int).to_numpy()
+  groups = {("sex", value): (frame["sex"] == value).to_numpy() for value in ("Female", "Male")}
+  groups |= {("age", "0-15"): age < 16, ("age", "16-24"): (age >= 16) & (age < 25)}
+  groups |= {("num_emp", "3"): (frame["num_emp"] == "3").to_numpy()}
+  for (column, value), mask in groups.items():
+    (group,) = (g for g in found["by"][column] if g["value"] == value)
+    assert group["rows"] == mask.sum()
+    own = gates_TxNxE[:, mask].astype(np.float64)
+    for t, task in enumerate(TASKS):
+      for e, weight in enumerate(own[t].mean(0)):
+        assert group[f"gates/{task}/expert_{e}"] == pytest.approx(weight, abs=1e-5)
+      entropy = -(own[t] * np.log(own[t])).sum(-1).mean()
+      assert group[f"gates/{task}/entropy"] == pytest.approx(entropy, abs=1e-5)
+    alike = 1 - np.abs(own[0] - own[1]).sum(-1).mean() / 2
+    assert group["gates/similarity/income_50k~marital_stat"] == pytest.approx(alike, abs=1e-5)
+
+
+def test_groups_of_a_column_are_all_rows_once(found):
+  for groups in found["by"].values():
+    assert sum(group["rows"] for group in groups) == found["rows"]
+    for name, value in found["all"].items():
+      if "/expert_" in name or name.endswith("/entropy") or "similarity" in name:
+        mean = sum(g["rows"] * g[name] for g in groups) / found["rows"]
+        assert mean == pytest.approx(value, abs=1e-5)
+
+
+def test_what_was_measured_is_said(found, workdir, prepared):
+  said = {key: found[key] for key in ("workdir", "data", "split", "model", "tasks", "experts")}
+  assert said == {
+    "workdir": workdir,
+    "data": prepared,
+    "split": "test",
+    "model": "mmoe",
+    "tasks": list(TASKS),
+    "experts": 4,
+  }
+  assert [g["value"] for g in found["by"]["age"]][:3] == ["0-15", "16-24", "25-34"]
+  assert len(found["by"]["age"]) == 7
+
+
+def test_columns_are_those_of_the_census_unless_named(workdir):
+  by = gate_report.measure(workdir)["by"]
+  assert list(by) == ["age", "sex", "education"]
+  counts = [group["rows"] for group in by["education"]]
+  assert counts == sorted(counts, reverse=True)
+  assert gate_report.measure(workdir, by=[])["by"] == {}
+
+
+def test_gates_by_epoch_come_from_the_log(workdir, found, tmp_path):
+  copy = str(tmp_path / "w")
+  shutil.copytree(workdir, copy)
+  gates = found["all"]
+  records = [
+    {"epoch": 1, "loss": 1.0},
+    {"epoch": 2, "loss": 0.7} | dict.fromkeys(gates),
+    *({"epoch": n, "loss": 0.5} | gates for n in range(3, 90)),
+  ]
+  with open(os.path.join(copy, "metrics.jsonl"), "w", encoding="utf-8") as file:
+    file.writelines(json.dumps(record) + "\n" for record in records)
+  logged = gate_report.measure(copy, by=[])
+  assert [r["epoch"] for r in logged["by_epoch"]] == list(range(3, 90))
+  assert logged["by_epoch"][0] == {"epoch": 3} | gates
+  # More epochs than a plot can show, and its last is the last.
+  axis = gate_report.figures(logged)["by_epoch"].axes[0]
+  labels = [label.get_text() for label in axis.get_yticklabels()]
+  assert len(labels) <= 25
+  assert labels[-1] == "89"
+  assert "| 89 |" in gate_report.markdown(logged)
+
+
+@pytest.mark.parametrize(
+  ("numbers", "edges", "expected"),
+  [
+    ([3, 0, 1, 1], None, {"0": [1], "1": [2, 3], "3": [0]}),
+    ([15, 16, 70, 24, 0], (16, 25, 65), {"0-15": [0, 4], "16-24": [1, 3], "70": [2]}),
+    ([0.25, -1.5], None, {"-1.5": [1], "0.25": [0]}),
+  ],
+)
+def test_ranges_of_numbers_by_hand(numbers, edges, expected):
+  groups = gate_report.number_groups(np.array(numbers), edges)
+  assert {name: np.flatnonzero(mask).tolist() for name, mask in groups} == expected
+  assert [name for name, _ in groups] == list(expected)
+
+
+def test_many_numbers_make_ranges_of_as_many_rows():
+  rng = np.random.default_rng(0)
+  groups = gate_report.number_groups(rng.normal(size=10_000))
+  assert [int(mask.sum()) for _, mask in groups] == [2000] * 5
+  assert " to " in groups[0][0]
+  # Mostly zero, as gains are: zero is a range of its own.
+  gains = np.where(rng.random(10_000) < 0.9, 0, rng.integers(1, 100_000, 10_000))
+  groups = gate_report.number_groups(gains)
+  assert groups[0][0] == "0"
+  np.testing.assert_array_equal(groups[0][1], gains == 0)
+  others = [int(mask.sum()) for _, mask in groups[1:]]
+  assert len(others) == 4
+  assert max(others) - min(others) <= 2
+
+
+def test_values_that_training_does_not_know_are_a_group():
+  groups = gate_report.category_groups(np.array([2, 0, 2, 1]), ("(unknown)", "a", "b"))
+  assert [(name, mask.tolist()) for name, mask in groups] == [
+    ("b", [True, False, True, False]),
+    ("(unknown)", [False, True, False, False]),
+    ("a", [False, False, False, True]),
+  ]
+
+
+def test_plots_show_the_numbers(found):
+  drawn = gate_report.figures(found)
+  assert list(drawn) == ["experts", "similarity", "by_sex", "by_age", "by_num_emp"]
+  heat = np.asarray(drawn["by_age"].axes[1].images[0].get_array())
+  wanted = [
+    [group[f"gates/marital_stat/expert_{e}"] for e in range(4)] for group in found["by"]["age"]
+  ]
+  np.testing.assert_allclose(heat, wanted)
+  labels = [label.get_text() for label in drawn["by_age"].axes[0].get_yticklabels()]
+  assert labels[0] == f"0-15  ({found['by']['age'][0]['rows']:,})"
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+@pytest.mark.parametrize("experts", [1, 40])
+def test_any_number_of_tasks_and_experts_can_be_drawn(tasks, experts, tmp_path):
+  names = [f"task{t}" for t in range(tasks)]
+  measures = {f"gates/{t}/expert_{e}": 1 / experts for t in names for e in range(experts)}
+  for name in ("entropy", "mean_entropy", "effective_experts", "used_experts"):
+    measures |= {f"gates/{t}/{name}": 1.0 for t in names}
+  measures |= {f"gates/similarity/{a}~{b}": 0.5 for a in names for b in names if a < b}
+  report = {
+    **{"workdir": "w", "split": "test", "rows": 9, "model": "mmoe", "tasks": names},
+    **{"experts": experts, "thresholds": {"in_use": 0.1}, "warnings": ["x|y"], "all": measures},
+    "by": {"c": [{"value": "a|b" * 30, "rows": 9} | measures]},
+    "by_epoch": [{"epoch": 1} | measures],
+  }
+  text = gate_report.markdown(report)
+  assert "**Warning:** x|y." in text
+  assert r"a\|b" in text
+  drawn = gate_report.figures(report)
+  assert ("similarity" in drawn) == (tasks > 1)
+  for name, figure in drawn.items():
+    figure.savefig(tmp_path / f"{name}.png")
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ({"split": "tset"}, "--split is 'tset', which does not exist; did you mean 'test'"),
+    ({"by": ["agee"]}, "a column in --by is 'agee', which does not exist; did you mean 'age'"),
+    ({"data_dir": "/nowhere"}, "/nowhere: no prepared data here; name its folder with --data"),
+    ({"workdir": "/nowhere"}, r"/nowhere: no config\.json here"),
+  ],
+)
+def test_wrong_arguments_are_named(workdir, arguments, message):
+  with pytest.raises(UserError, match=message):
+    gate_report.measure(**{"workdir": workdir, **arguments})
+
+
+def test_other_data_than_the_runs_is_refused(workdir, prepared, tmp_path):
+  other = tmp_path / "other"
+  shutil.copytree(prepared, other)
+  schema = json.loads((other / "schema.json").read_text())
+  schema["numeric"][0]["mean"] += 0.5
+  (other / "schema.json").write_text(json.dumps(schema))
+  with pytest.raises(UserError, match="prepared otherwise than the data of the run"):
+    gate_report.measure(workdir, data_dir=str(other))
+
+
+def test_a_run_without_gates_is_told_so(workdir, monkeypatch):
+  monkeypatch.setattr(nn.Module, "sow", lambda *_, **__: False)
+  with pytest.raises(UserError, match="the model 'mmoe' has no gates; there is nothing to report"):
+    gate_report.measure(workdir)
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    [sys.executable, "-m", "mmoe_jax.gate_report", *map(str, arguments)],
+    **{"cwd": ROOT, "env": {**os.environ, "XLA_FLAGS": ""}, "capture_output": True, "text": True},
+  )
+
+
+def test_the_command_leaves_the_files_and_warns(prepared, tmp_path):
+  # Embeddings start near zero: without numbers beside them, the gates start even and alike.
+  workdir = trained(prepared, str(tmp_path / "w"), epochs=0, numeric="none")
+  out = tmp_path / "made" / "report"
+  done = run("--workdir", workdir, "--out", out, "--by", "sex,capital_gains")
+  assert done.returncode == 0, done.stderr
+  report = json.loads((out / "gates.json").read_text())
+  (warning,) = report["warnings"]
+  assert warning.startswith("the gates of all 2 tasks are the same")
+  assert done.stderr == f"warning: {warning}\n"
+  text = (out / "gates.md").read_text()
+  assert f"**Warning:** {warning}." in text
+  plots = ["experts", "similarity", "by_sex", "by_capital_gains"]
+  assert {*os.listdir(out)} == {"gates.json", "gates.md", *(f"gates_{p}.png" for p in plots)}
+  for plot in plots:
+    assert (out / f"gates_{plot}.png").read_bytes().startswith(PNG)
+    assert f"(gates_{plot}.png)" in text
+  assert "of 4 experts in effect" in done.stdout
+
+
+def test_wrong_use_of_the_command_ends_in_one_line(workdir, tmp_path):
+  done = run("--workdir", workdir, "--out", tmp_path / "out", "--by", "sexx")
+  assert done.returncode == 2
+  (line,) = (line for line in done.stderr.splitlines() if line.strip())
+  assert line.startswith("error: a column in --by is 'sexx'")
+  assert not (tmp_path / "out").exists()
