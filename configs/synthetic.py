@@ -6,16 +6,16 @@
 On two CPU cores: 20 seconds; 14,818 parameters. Expect a mean squared error of 0.12, the mean of
 both tasks on test rows, for a correlation of 0.5 or 0.9, and 0.08 for 1 (means of four seeds on one
 data set; single runs have 0.05 to 0.2). It is of the labels as they stand: their variance is 1.19,
-the noise's 0.01. The paper's figure 4 has 0.08 for each of them.
+the noise's 0.01. The paper's figure 4 has about 0.08 for each of them.
 
 The task correlation is the data's: prepare another folder for another one, and name it with
 --config.data_dir.
 
-From Ma et al. (KDD 2018), section 3.4: 8 experts of one layer of 16, towers of one layer of 8,
+From Ma et al. (KDD 2018): 8 experts of one layer of 16, towers of one layer of 8,
 linear gates, Adam with the best learning rate of 1e-4, 1e-3 and 1e-2. `synthetic.py:omoe` has one
 gate for both tasks; `synthetic.py:shared_bottom` has a bottom of 113 units, the width at which it
 has as many parameters as the experts and towers (without the gates). The paper gives neither rows,
-batches nor steps; on fewer than 100,000 rows models of this size overfit, Shared-Bottom most.
+batches nor steps; on 30,000 rows models of this size overfit, Shared-Bottom most.
 """
 
 from ml_collections import ConfigDict
