@@ -327,6 +327,21 @@ def check_config(config: Any, schema: data.Schema) -> None:
   )
 
 
+def check_labels(config: Any, schema: data.Schema, labels_NxT: np.ndarray) -> None:
+  """Raises UserError where a model takes each task to imply the one before, and a row says no."""
+  if not models.MODELS[config.model.name].chained:
+    return
+  names = [task.name for task in schema.tasks]
+  for t in range(1, len(names)):
+    against = int(((labels_NxT[:, t] == 1) & (labels_NxT[:, t - 1] == 0)).sum())
+    require(
+      not against,
+      f"config.data.tasks: '{config.model.name}' needs tasks that each imply the one before, but "
+      f"{against:,} train rows have '{names[t]}' without '{names[t - 1]}'; try "
+      "('education', 'bachelors')",
+    )
+
+
 def _check_task_weights(wanted: Sequence[float], tasks: int) -> None:
   require(
     len(wanted) in (0, tasks),

@@ -98,12 +98,13 @@ def similarity_name(task: str, other: str) -> str:
 
 
 def collapsed(statistics: Mapping[str, Array], task_names: Sequence[str]) -> list[str]:
-  """What to warn of: gates that have collapsed (Zhao et al. 2019 call them polarised).
+  """What to warn of: gates that have collapsed.
 
   A gate has collapsed when its mean puts more than COLLAPSED of the weight on one of several
   experts: the task then learns as if it were alone with that expert. And when the gates of all
   tasks overlap by at least SAME, each with each, the tasks mix the experts alike: many gates do
-  the work of one. Where a model has one gate for all tasks that is its design.
+  the work of one. Gates that are equal to the bit are one gate, by the model's design, and no
+  finding.
 
   Args:
     statistics: what `statistics` gave for one member.
@@ -126,7 +127,8 @@ def collapsed(statistics: Mapping[str, Array], task_names: Sequence[str]) -> lis
           f"the gate of '{task}' has collapsed: expert {mean_E.argmax()} has "
           f"{mean_E.max():.1%} of its weight (over {COLLAPSED:.0%})"
         )
-    if len(task_names) > 1 and similarity_TxT.min() >= SAME:
+    one_gate = (mean_TxE == mean_TxE[:1]).all()
+    if not one_gate and similarity_TxT.min() >= SAME:
       lines.append(
         f"the gates of all {len(task_names)} tasks are the same: any two overlap by "
         f"{similarity_TxT.min():.4f} or more (at least {SAME}), so no task mixes the experts in "

@@ -78,6 +78,8 @@ def train_population(
     schema, shared = data.load(config.data_dir, **config.data)
     splits = [shared]
   _check_members(config, members, schema)
+  for each in splits:
+    engine.check_labels(config, schema, each["train"].labels)
   run = _Run(config, members, schema, splits, at_once)
   with (
     workdirs.claim(workdir, config, schema, 1, True, members),

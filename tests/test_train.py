@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import census
 from mmoe_jax import checkpoint, data, engine, train
 from mmoe_jax.errors import UserError
 
@@ -334,3 +335,36 @@ def test_devices_must_divide_the_batch(config, tmp_path):
   config.train.devices, config.train.batch_size = 8, 100
   with pytest.raises(UserError, match="batch_size is 100, which 8 devices do not divide"):
     train.train_and_evaluate(config, str(tmp_path / "w"))
+
+
+def test_esmm_refuses_tasks_of_which_one_does_not_imply_the_one_before(prepared, tmp_path):
+  config = census.get_config("esmm,tasks=income_50k+marital_stat")
+  config.data_dir, config.train.epochs, config.train.devices = prepared, 1, 1
+  with pytest.raises(UserError, match="train rows have 'marital_stat' without 'income_50k'"):
+    train.train_and_evaluate(config, str(tmp_path / "w"))
+  config.data.tasks = ("education", "bachelors")
+  results = train.train_and_evaluate(config, str(tmp_path / "w"))
+  assert results["test"]["bachelors/auc"] > 0
+
+
+def test_gates_are_logged_and_warned_of(config, tmp_path, capsys):
+  results = train.train_and_evaluate(config, str(tmp_path / "w"))
+  lines = [json.loads(x) for x in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()]
+  best = lines[results["best_epoch"] - 1]
+  assert results["gates"] == {k: v for k, v in best.items() if k.startswith("gates/")}
+  assert 1 <= results["gates"]["gates/income_50k/effective_experts"] <= 4
+  config.model.experts = 2
+  config.model.exclusivity = 1.0  # An expert a task: each gate has nothing to choose.
+  results = train.train_and_evaluate(config, str(tmp_path / "alone"))
+  assert "the gate of 'income_50k' has collapsed" in results["warnings"][0]
+  assert "warning: the gate of 'income_50k' has collapsed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", sorted(census.WEIGHTINGS))
+def test_every_task_weighting_trains(config, tmp_path, method):
+  config.loss.weighting = {"name": method, **census.WEIGHTINGS[method]}
+  results = train.train_and_evaluate(config, str(tmp_path / "w"))
+  assert results["test"]["income_50k/auc"] > 0.7
+  lines = [json.loads(x) for x in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()]
+  weights = [line["train/income_50k/weight"] for line in lines]
+  assert (len(set(weights)) > 1) == (method in ("uncertainty", "gradnorm", "dwa"))
