@@ -50,6 +50,7 @@ def train_population(
   schema: data.Schema | None = None,
   save_logits: Sequence[str] = (),
   at_once: int = 0,
+  report_on: Sequence[str] = data.SPLITS,
 ) -> list[dict[str, Any]]:
   """Trains the members of a population together, then evaluates the best variables of each.
 
@@ -65,6 +66,7 @@ def train_population(
       members share what `config.data_dir` holds.
     save_logits: splits whose logits (M, N, O) float32 go to `logits_SPLIT.npy`.
     at_once: members of a device that share each operation; 0 chooses (parallel.Members).
+    report_on: splits to measure the best variables on; a search leaves out the test rows.
 
   Returns:
     For each member what a run's results.json holds, but for its times, and `member`: its
@@ -117,7 +119,7 @@ def train_population(
           saver.save(epoch, states, states.best.variables)
     states = run.fetch()
     saver.save(epoch, states, states.best.variables)
-    results = run.evaluate(errors_M, workdir, save_logits)
+    results = run.evaluate(errors_M, workdir, save_logits, report_on)
     for m, result in enumerate(results):
       trained = [r["epoch"] for r in log.records if r["active"][m]]
       best = int(states.best.epoch[m])
@@ -221,9 +223,13 @@ class _Run:
     return values | ({"warnings": warnings} if warnings else {})
 
   def evaluate(
-    self, errors_M: Mapping[int, str], workdir: str, save_logits: Sequence[str]
+    self,
+    errors_M: Mapping[int, str],
+    workdir: str,
+    save_logits: Sequence[str],
+    report_on: Sequence[str],
   ) -> list[dict[str, Any]]:
-    """The metrics of each member's best variables on every split."""
+    """The metrics of each member's best variables on each of the splits."""
     best = self.states.best.variables
     results = [{"member": dict(m), "notes": {}} for m in self.members]
     for m, result in enumerate(results):
@@ -231,7 +237,7 @@ class _Run:
       result["train_rows"] = self.train_rows
       result["parameters"] = self._parameters()
     compiled: dict[Any, Callable] = {}
-    for name in data.SPLITS:
+    for name in report_on:
       arrays = [evaluate.eval_arrays(each[name]) for each in self.splits]
       own, shared = self._place({"held_out": arrays})
       member = {**self._of_members, **own, "variables": best}

@@ -56,13 +56,14 @@ def population_table(results: dict[str, Any], workdir: str) -> str:
   """
   members = results["members"]
   whole = [m for m in members if "error" not in m]
-  metrics = list(whole[0]["test"]) if whole else []
+  splits = [s for s in ("validation", "test") if whole and s in whole[0]]
+  metrics = list(whole[0][splits[0]]) if splits else []
   names = [n for n in metrics if n.split("/")[1] in _MAIN]
   keys = list(members[0]["member"])
   shorts = [".".join(key.split(".")[-2:]) for key in keys]
   width = max([len(s) for s in shorts] + [12]) + 2
   head = [f"{'':>7}", *(f"{s:>{width}}" for s in shorts), f"{'best/epochs':>13}"]
-  columns = [f"{split} {name}" for split in ("validation", "test") for name in names]
+  columns = [f"{split} {name}" for split in splits for name in names]
   lines = ["".join([*head, *(f"{c:>{len(c) + 2}}" for c in columns)])]
   for i, member in enumerate(members):
     cells = [f"{i:>7}", *(f"{_short(member['member'][k]):>{width}}" for k in keys)]
@@ -70,14 +71,12 @@ def population_table(results: dict[str, Any], workdir: str) -> str:
     if "error" in member:
       lines.append("".join(cells) + f"  {member['error']}")
       continue
-    values = [member[split][name] for split in ("validation", "test") for name in names]
+    values = [member[split][name] for split in splits for name in names]
     lines.append("".join(cells) + _cells(values, columns))
   for label, statistic in (("mean", np.mean), ("std", np.std)):
     if len(whole) > 1:
       values = [
-        float(statistic([m[split][name] for m in whole]))
-        for split in ("validation", "test")
-        for name in names
+        float(statistic([m[split][name] for m in whole])) for split in splits for name in names
       ]
       lines.append(f"{label:>7}" + " " * (width * len(keys) + 13) + _cells(values, columns))
   lines.append(

@@ -146,7 +146,8 @@ class _Objective:
     try:
       # What the search varies is no setting of this training.
       config = override(self._config, {**fixed, "search": ()})
-      results = population.train_population(config, members, folder)
+      # Test rows are not even looked at.
+      results = population.train_population(config, members, folder, report_on=("validation",))
     except UserError as error:
       return [{"value": None, "note": errors.describe(error)}] * len(members)
     seconds = (time.perf_counter() - began) / len(members)

@@ -34,7 +34,8 @@ class Trainer:
     self.calls, self._stop_at = [], stop_at
     monkeypatch.setattr(tune.population, "train_population", self)
 
-  def __call__(self, config, members, workdir):
+  def __call__(self, config, members, workdir, report_on):
+    assert tuple(report_on) == ("validation",)
     if len(self.calls) == self._stop_at:
       raise KeyboardInterrupt
     self.calls.append((config, members))
@@ -162,7 +163,8 @@ def test_a_killed_search_goes_on(prepared, tmp_path, monkeypatch):
 class _Forgiving(Trainer):
   """Finds the folder of a population that was killed, as the real one does."""
 
-  def __call__(self, config, members, workdir):
+  def __call__(self, config, members, workdir, report_on):
+    assert tuple(report_on) == ("validation",)
     if os.path.exists(workdir):
       os.rmdir(workdir)
     return super().__call__(config, members, workdir)
