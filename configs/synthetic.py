@@ -14,36 +14,33 @@ The task correlation is the data's: prepare another folder for another one, and 
 From Ma et al. (KDD 2018): 8 experts of one layer of 16, towers of one layer of 8,
 linear gates, Adam with the best learning rate of 1e-4, 1e-3 and 1e-2. `synthetic.py:omoe` has one
 gate for both tasks; `synthetic.py:shared_bottom` has a bottom of 113 units, the width at which it
-has as many parameters as the experts and towers (without the gates). The paper gives neither rows,
-batches nor steps; on 30,000 rows models of this size overfit, Shared-Bottom most.
+has as many parameters as the experts and towers (without the gates). Other models keep the sizes
+that they have in census.py. The paper gives neither rows, batches nor steps; on 30,000 rows models
+of this size overfit, Shared-Bottom most.
 """
 
 from ml_collections import ConfigDict
 
 from configs import census
 from mmoe_jax.config import parse_arg
-from mmoe_jax.errors import require_known
-
-_EXPERTS = {"experts": 8, "expert_hidden": (16,), "expert_dropout": 0.0}
-MODELS = {
-  "shared_bottom": {"bottom_hidden": (113,), "bottom_dropout": 0.0},
-  "omoe": _EXPERTS,
-  "mmoe": _EXPERTS,
-}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
   """configs/census.py with the paper's synthetic tasks.
 
   Args:
-    arg: `MODEL,lr=L`, a key of MODELS and Adam's learning rate; each part may be left out.
+    arg: `MODEL,lr=L,weighting=W`, the last two being Adam's learning rate and a way to weigh tasks;
+      each part may be left out.
   """
-  arg = parse_arg(arg, model="mmoe", lr=1e-2)
-  require_known(arg["model"], MODELS, "the model of configs/synthetic.py")
-  config = census.get_config(f"{arg['model']},tasks=task_1+task_2,protocol=none")
+  arg = parse_arg(arg, model="mmoe", lr=1e-2, weighting="static")
+  config = census.get_config(
+    f"{arg['model']},tasks=task_1+task_2,protocol=none,weighting={arg['weighting']}"
+  )
   config.data_dir = "data/synthetic"
   config.data.numeric = "standardize"  # As they stand: these numbers have no transform.
-  config.model.update(MODELS[arg["model"]])
+  census.set_model(config, experts=8, expert_hidden=(16,), expert_dropout=0.0, bottom_dropout=0.0)
+  if arg["model"] == "shared_bottom":
+    config.model.bottom_hidden = (113,)
   for group in ("dense", "embedding"):
     config.optimizer[group].learning_rate = arg["lr"]
     config.optimizer[group].schedule = "constant"
@@ -52,5 +49,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.train.average_decay = 0.0
   config.select.metric = "mse"
   config.select.patience = 0
+  config.search = (("optimizer.dense.learning_rate", ("log", 1e-4, 1e-2)),)
   config.checkpoint.every_epochs = 10
   return config
