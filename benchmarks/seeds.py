@@ -18,7 +18,7 @@ from mmoe_jax import errors, train
 from mmoe_jax.data import SPLITS
 from mmoe_jax.table import write_atomically
 
-_METRICS = ("auc", "auc_16_and_over", "auc_weighted", "log_loss", "pcoc")
+_METRICS = ("auc", "auc_16_and_over", "auc_weighted", "log_loss", "pcoc", "accuracy", "mse", "r2")
 
 
 def summarise(runs: list[dict], level: float = 0.95) -> list[dict]:
@@ -80,7 +80,8 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.value.copy_and_resolve_references()
     config.seed = seed
     runs.append(train.train_and_evaluate(config, os.path.join(_OUT.value, f"seed_{seed}")))
-    print(f"seed {seed}: test income_50k/auc {runs[-1]['test'].get('income_50k/auc')}", flush=True)
+    first, value = next(iter(runs[-1]["test"].items()))
+    print(f"seed {seed}: test {first} {value:.4f}", flush=True)
   rows = summarise(runs)
   write_atomically(os.path.join(_OUT.value, "table.json"), json.dumps({"rows": rows, "runs": runs}))
   text = table(rows, runs)
