@@ -7,7 +7,7 @@ The rest of the code is written for one device. What must differ under several t
 import contextlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +19,8 @@ from mmoe_jax.errors import require
 AXIS = "devices"
 # At these sizes XLA's thread pool costs a CPU more than it gives (benchmarks/README.md).
 _CPU_OPTIONS = {"xla_cpu_multi_thread_eigen": False}
+# For a program that runs once: optimising it costs seconds and gains milliseconds.
+RUN_ONCE = {"xla_backend_optimization_level": 0}
 
 
 def initialize() -> None:
@@ -190,7 +192,13 @@ class Members:
     return jax.tree.map(flat, tree)
 
   def compile(
-    self, function: Callable[..., Any], state: Any, member: Any, shared: Any, at_once: int = 0
+    self,
+    function: Callable[..., Any],
+    state: Any,
+    member: Any,
+    shared: Any,
+    at_once: int = 0,
+    options: Mapping[str, Any] | None = None,
   ) -> Callable:
     """Compiles `function(state, member, shared)`, written for one member, for all of them.
 
@@ -202,6 +210,7 @@ class Members:
       at_once: how many members of a device share each operation (`vmap`), the others follow
         (`scan`); 0 chooses: on a CPU one, which is fastest there (benchmarks/README.md), on
         an accelerator as many as its memory holds.
+      options: of XLA, such as RUN_ONCE.
 
     Returns:
       A function of (state, member, shared) giving what `function` gives, spread.
@@ -210,11 +219,17 @@ class Members:
       at_once = 1
       limit = (self._on.memory_stats() or {}).get("bytes_limit")
       if limit:
-        one = self._compile(function, 1, state, member, shared)
+        one = self._compile(function, 1, options, state, member, shared)
         at_once = members_at_once(one.memory_analysis(), limit, self._each)
-    return self._compile(function, at_once, state, member, shared)
+    return self._compile(function, at_once, options, state, member, shared)
 
-  def _compile(self, function: Callable[..., Any], at_once: int, *arguments: Any) -> Any:
+  def _compile(
+    self,
+    function: Callable[..., Any],
+    at_once: int,
+    options: Mapping[str, Any] | None,
+    *arguments: Any,
+  ) -> Any:
     def every(state: Any, member: Any, shared: Any) -> Any:
       each = lambda pair: function(*pair, shared)
       batch = None if at_once == 1 else min(at_once, self._each)
@@ -226,7 +241,7 @@ class Members:
       mapped = jax.pmap(
         every, in_axes=(0, 0, None), donate_argnums=0, devices=self._on.devices, axis_name=AXIS
       )
-    return _compile(mapped, *arguments)
+    return _compile(mapped, *arguments, options=options)
 
 
 def members_at_once(analysis: Any, limit: int, members: int) -> int:
@@ -251,7 +266,7 @@ def members_at_once(analysis: Any, limit: int, members: int) -> int:
   return int(min(members, free // max(1, analysis.temp_size_in_bytes)))
 
 
-def _compile(mapped: Any, *arguments: Any) -> Any:
+def _compile(mapped: Any, *arguments: Any, options: Mapping[str, Any] | None = None) -> Any:
   on_cpu = jax.devices()[0].platform == "cpu"
-  options = _CPU_OPTIONS if on_cpu else None
-  return mapped.lower(*arguments).compile(compiler_options=options)
+  options = dict(options or {}) | (_CPU_OPTIONS if on_cpu else {})
+  return mapped.lower(*arguments).compile(compiler_options=options or None)

@@ -168,7 +168,14 @@ class _Run:
     arrays = [engine.train_arrays(each["train"], config) for each in splits]
     held_out = [evaluate.eval_arrays(each["validation"], all_views=False) for each in splits]
     self._own, self._shared = self._place({"train": arrays, "held_out": held_out})
-    init = self._compile(self._init, (), self._of_members | self._own, self._shared)
+    init = self.spread.compile(
+      self._init,
+      (),
+      self._of_members | self._own,
+      self._shared,
+      at_once=1,
+      options=parallel.RUN_ONCE,
+    )
     self.states = init((), self._of_members | self._own, self._shared)
     arguments = self._arguments(0, [True] * len(members))
     self._train_epoch = self._compile(self._epoch, self.states, *arguments)

@@ -110,7 +110,8 @@ def _create_run(config: Any, schema: data.Schema, split: data.Split) -> _Run:
   arrays = devices.replicate(engine.train_arrays(split, config))
   key = jax.random.key(config.seed)
   sample = {name: a[:1] for name, a in split.features.items()}
-  state = devices.replicate(jax.jit(learner.init)(key, sample))
+  init = jax.jit(learner.init, compiler_options=parallel.RUN_ONCE)
+  state = devices.replicate(init(key, sample))
   return _Run(
     state,
     devices.compile(learner.epoch, state, arrays, key),
