@@ -159,6 +159,7 @@ class Members:
 
   def __init__(self, count: int, devices: int = 0):
     """Spreads `count` members over at most `devices` devices (0: all of this process)."""
+    require(jax.process_count() == 1, "a population trains on one host; give each host its own")
     there = jax.local_device_count()
     require(0 <= devices <= there, f"config.train.devices is {devices}; there are {there}")
     self.count = count
