@@ -43,7 +43,10 @@ class MadeUp:
   def __init__(self, diverged=()):
     self.calls, self.diverged = [], diverged
 
-  def __call__(self, config, members, workdir, splits=None, schema=None, save_logits=()):
+  def __call__(
+    self, config, members, workdir, splits=None, schema=None, save_logits=(), report_on=()
+  ):
+    del report_on  # Never more than validation and what logits are saved of, below.
     self.calls.append((config.model.name, [dict(m) for m in members]))
     os.makedirs(workdir, exist_ok=True)
     if splits is not None:
@@ -78,7 +81,7 @@ class MadeUp:
     for m, member in enumerate(members):
       rng = np.random.default_rng([member["seed"], len(config.model.name)])
       rate = member.get(paper_synthetic.RATE, config.optimizer.dense.learning_rate)
-      loss = 0.05 + 4 * width + width * rng.random() + abs(np.log10(rate) + 2)
+      loss = 0.05 + 4 * width + width * rng.random() + abs(np.log10(rate) + 3)
       curves.append(loss * np.array([3.0, 2.0, 1.0]))
       metrics = {"task_1/mse": loss - 0.01, "task_2/mse": loss + 0.01, "task_1/r2": 0.9}
       if m in self.diverged:
@@ -491,15 +494,15 @@ def test_synthetic_search_takes_the_rate_of_the_lowest_loss(made_up, tmp_path, c
   members = made_up.calls[0][1]
   assert [m[paper_synthetic.RATE] for m in members] == [1e-4, 1e-4, 1e-3, 1e-3, 1e-2, 1e-2]
   chosen = strict_json(path)
-  # Made up to be best there; the config has 1e-3.
-  assert chosen["mmoe"]["settings"] == {paper_synthetic.RATE: 1e-2}
+  # Made up to be best there; the config has 1e-2.
+  assert chosen["mmoe"]["settings"] == {paper_synthetic.RATE: 1e-3}
   assert chosen["mmoe"]["trainings_of_each"] == 2
-  assert "omoe: learning rate 0.01" in capsys.readouterr().out
+  assert "omoe: learning rate 0.001" in capsys.readouterr().out
   content = synthetic_study(tmp_path, runs=2)
   rates = {
     p["model"]: p["config"]["optimizer"]["dense"]["learning_rate"] for p in content["populations"]
   }
-  assert rates == {"shared_bottom": 1e-3, "omoe": 1e-2, "mmoe": 1e-2}
+  assert rates == {"shared_bottom": 1e-2, "omoe": 1e-3, "mmoe": 1e-3}
 
 
 @pytest.mark.parametrize("text", ["a", "1.5", "-0.1", "nan"])

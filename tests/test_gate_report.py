@@ -164,7 +164,7 @@ def test_values_that_training_does_not_know_are_a_group():
 
 def test_plots_show_the_numbers(found):
   drawn = gate_report.figures(found)
-  assert list(drawn) == ["experts", "similarity", "by_sex", "by_age", "by_num_emp"]
+  assert list(drawn) == ["experts", "similarity", "by_epoch", "by_sex", "by_age", "by_num_emp"]
   heat = np.asarray(drawn["by_age"].axes[1].images[0].get_array())
   wanted = [
     [group[f"gates/marital_stat/expert_{e}"] for e in range(4)] for group in found["by"]["age"]
