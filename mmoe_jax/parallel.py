@@ -113,7 +113,14 @@ class Devices:
 
   def _put(self, tree: Any, spec: PartitionSpec) -> Any:
     where = NamedSharding(self._mesh, spec) if self.count > 1 else self.devices[0]
-    return jax.tree.map(lambda a: jax.device_put(a, where), tree)
+
+    def put(a: Any) -> Any:
+      if jax.process_count() > 1 and isinstance(a, np.ndarray):
+        # device_put compares the hosts' arrays first, and a missing label, NaN, equals nothing.
+        return jax.make_array_from_callback(a.shape, where, lambda index: a[index])
+      return jax.device_put(a, where)
+
+    return jax.tree.map(put, tree)
 
   def compile(self, epoch: Callable[..., Any], state: Any, data: Any, key: Any) -> Callable:
     """Compiles `epoch(state, data, key, shard)`, each device being a shard of every batch.

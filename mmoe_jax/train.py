@@ -103,10 +103,10 @@ class _Run(NamedTuple):
 
 def _create_run(config: Any, schema: data.Schema, split: data.Split) -> _Run:
   engine.check_config(config, schema)
-  engine.check_labels(config, schema, split.labels)
   count = parallel.device_count(config.train.devices, config.train.batch_size)
   devices = parallel.Devices(count)
   learner = engine.create_learner(config, schema, len(split), count, devices.axis_name)
+  engine.check_labels(config, schema, split.labels)
   arrays = devices.replicate(engine.train_arrays(split, config))
   key = jax.random.key(config.seed)
   sample = {name: a[:1] for name, a in split.features.items()}
