@@ -52,9 +52,7 @@ def train_population(
   at_once: int = 0,
   report_on: Sequence[str] = data.SPLITS,
 ) -> list[dict[str, Any]]:
-  """Trains the members of a population together, then evaluates the best variables of each.
-
-  Started again in its work directory it goes on from the last checkpoint.
+  """Trains members together, then evaluates the best variables of each. It goes on when cut off.
 
   Args:
     config: as configs/census.py gives it.
@@ -79,9 +77,7 @@ def train_population(
   if schema is None:
     schema, shared = data.load(config.data_dir, **config.data)
     splits = [shared]
-  _check_members(config, members, schema)
-  for each in splits:
-    engine.check_labels(config, schema, each["train"].labels)
+  _check_members(config, members, schema, splits)
   run = _Run(config, members, schema, splits, at_once)
   with (
     workdirs.claim(workdir, config, schema, 1, True, members),
@@ -103,13 +99,8 @@ def train_population(
         seconds = time.perf_counter() - began
         values = run.read(epoch, losses_MxSxT, seen_M, active_M, errors_M)
         log.write(
-          {
-            "epoch": epoch,
-            "active": active_M,
-            "errors": dict(errors_M),
-            **values,
-            "seconds": seconds,
-          }
+          {"epoch": epoch, "active": active_M, "errors": dict(errors_M)}
+          | {**values, "seconds": seconds}
           | {"rows_per_second": sum(active_M) * run.train_rows / seconds}
           | {"wall_seconds": spent + time.perf_counter() - start}
         )
@@ -120,11 +111,7 @@ def train_population(
     states = run.fetch()
     saver.save(epoch, states, states.best.variables)
     results = run.evaluate(errors_M, workdir, save_logits, report_on)
-    for m, result in enumerate(results):
-      trained = [r["epoch"] for r in log.records if r["active"][m]]
-      best = int(states.best.epoch[m])
-      result |= {"best_epoch": best, "epochs": max(trained, default=0)}
-      result |= describe_gates(_of_member(log.records[best - 1], m) if best else {}, aloud=False)
+    _add_training(results, states.best.epoch, log.records)
     rates = [r["rows_per_second"] for r in log.records]
     summary = {
       "members": results,
@@ -323,6 +310,16 @@ class _Run:
     return named, logits
 
 
+def _add_training(
+  results: Sequence[dict[str, Any]], best_M: np.ndarray, records: Sequence[Mapping[str, Any]]
+) -> None:
+  """Adds to each member's results how its training went, and what its gates did at its best."""
+  for m, (result, best) in enumerate(zip(results, map(int, best_M), strict=True)):
+    trained = [r["epoch"] for r in records if r["active"][m]]
+    result |= {"best_epoch": best, "epochs": max(trained, default=0)}
+    result |= describe_gates(_of_member(records[best - 1], m) if best else {}, aloud=False)
+
+
 def _of_member(record: Mapping[str, Any], m: int) -> dict[str, Any]:
   """The record of an epoch as the member's solo run would have written it."""
   own = {k: v[m] for k, v in record.items() if isinstance(v, list)}
@@ -330,7 +327,12 @@ def _of_member(record: Mapping[str, Any], m: int) -> dict[str, Any]:
   return own | ({"warnings": {"gates": warnings[m]}} if m in warnings else {})
 
 
-def _check_members(config: Any, members: Sequence[Override], schema: data.Schema) -> None:
+def _check_members(
+  config: Any,
+  members: Sequence[Override],
+  schema: data.Schema,
+  splits: Sequence[Mapping[str, data.Split]],
+) -> None:
   """Raises UserError unless each member is a run that could be, and all fit one program."""
   require(len(members) > 0, "a population has at least one member")
   require(not config.train.warm_start, "config.train.warm_start: populations start from scratch")
@@ -349,6 +351,8 @@ def _check_members(config: Any, members: Sequence[Override], schema: data.Schema
     own = override(config, member)
     engine.check_config(own, schema)
     engine.create_learner(own, schema, 1)
+  for each in splits:
+    engine.check_labels(config, schema, each["train"].labels)
 
 
 def parse_vary(texts: Sequence[str]) -> list[Override]:
