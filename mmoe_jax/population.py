@@ -343,8 +343,10 @@ def _check_members(
     )
     for key, value in member.items():
       fits = all(isinstance(v, float) for v in (value if isinstance(value, tuple) else (value,)))
+      override(config, {key: value})  # Names a key that is not there.
+      whole = isinstance(_value(config, key), int)
       require(
-        fits or (key == "seed" and isinstance(value, int)),
+        (fits and not whole) or (key == "seed" and isinstance(value, int)),
         f"config.{key}={value!r}: members may differ in the seed, in floats and in tuples of "
         "floats; what else differs needs a population of its own",
       )
@@ -353,6 +355,12 @@ def _check_members(
     engine.create_learner(own, schema, 1)
   for each in splits:
     engine.check_labels(config, schema, each["train"].labels)
+
+
+def _value(config: Any, key: str) -> Any:
+  for name in key.split("."):
+    config = config[name]
+  return config
 
 
 def parse_vary(texts: Sequence[str]) -> list[Override]:

@@ -193,6 +193,7 @@ def test_members_may_have_data_of_their_own(config, tmp_path):
     ([{"seed": 0}, {}], "differ in which keys"),
     ([{"seed": -1}], "seed is -1"),
     ([{"model.experts": 4}], r"config\.model\.experts=4: members may differ in the seed, in fl"),
+    ([{"model.experts": 4.0}], r"config\.model\.experts=4\.0: members may differ in the seed"),
     ([{"model.gate_hidden": (8,)}], r"needs a population of its own"),
     ([{"optimizer.dense.learning_rat": 0.1}], "did you mean 'learning_rate'"),
     ([{"optimizer.dense.learning_rate": -0.1}], "must be a number of at least 0"),
