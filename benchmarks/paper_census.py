@@ -18,7 +18,7 @@ from absl import flags
 
 from benchmarks import plots, published, statistics, studies, tables
 from configs import census
-from mmoe_jax import data, errors, parallel, tune
+from mmoe_jax import cache, data, errors, parallel, tune
 from mmoe_jax.config import override
 from mmoe_jax.errors import require, require_known
 from mmoe_jax.table import write_atomically
@@ -386,6 +386,7 @@ def main(argv: list[str]) -> None:
   """The command line."""
   del argv
   parallel.use_all_cores()
+  cache.keep_programs()
   for flag, known in ((_GROUPS, GROUPS), (_METHODS, SPACES)):
     require(len(flag.value) > 0, f"--{flag.name} is empty; known: {', '.join(known)}")
     for name in flag.value:

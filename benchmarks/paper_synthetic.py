@@ -23,7 +23,7 @@ from absl import flags
 from benchmarks import plots, published, statistics, studies, tables
 from configs import synthetic as synthetic_config
 from data_prep import synthetic
-from mmoe_jax import data, errors, parallel
+from mmoe_jax import cache, data, errors, parallel
 from mmoe_jax.config import override
 from mmoe_jax.errors import require, require_known
 from mmoe_jax.table import write_atomically
@@ -429,6 +429,7 @@ def main(argv: list[str]) -> None:
   """The command line."""
   del argv
   parallel.use_all_cores()
+  cache.keep_programs()
   require(len(_MODELS.value) > 0, f"--models is empty; known: {', '.join(MODELS)}")
   for model in _MODELS.value:
     require_known(model, MODELS, "a name in --models")

@@ -173,6 +173,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.train.shuffle = True
   config.train.average_decay = 0.999  # Moving average of the parameters; 0 for none.
   config.train.warm_start = ""  # Work directory of a run to take the initial parameters from.
+  config.train.memory_gib = 0.0  # Train rows that take more are streamed from disk; 0 for never.
   config.train.devices = 0  # How many to train on; 0 for all there are.
 
   config.select = ConfigDict()  # The epoch that is kept is the best on validation rows, by …

@@ -13,7 +13,7 @@ import pandas as pd
 from absl import flags
 
 from data_prep import fitting, raw_files
-from mmoe_jax import data, errors
+from mmoe_jax import cache, data, errors
 from mmoe_jax.table import read_table
 
 NUMBERS = (
@@ -148,7 +148,7 @@ def _labels(task: data.Task, count: Mapping[str, Any]) -> str:
 def main(argv: list[str]) -> None:
   """The command line: gets the raw files and prepares them."""
   del argv
-  paths = raw_files.get(_SOURCE.value, _CACHE.value or raw_files.default_cache())
+  paths = raw_files.get(_SOURCE.value, _CACHE.value or cache.folder())
   start = time.perf_counter()
   sources = {raw.name: raw.sha256 for raw in raw_files.RAW_FILES}
   schema = prepare(*paths, _OUT.value, _MAX_BINS.value, sources)

@@ -62,12 +62,6 @@ RAW_FILES = (
 )
 
 
-def default_cache() -> str:
-  """`mmoe_jax` below $XDG_CACHE_HOME, or below ~/.cache."""
-  root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-  return os.path.join(root, "mmoe_jax")
-
-
 def get(source: str | None, cache: str, say: Callable[[str], None] = print) -> list[str]:
   """Finds the raw files and checks them.
 

@@ -4,8 +4,9 @@ The schema's names are here too, so that `data.Task` and the like are all that c
 """
 
 import dataclasses
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,10 +41,70 @@ __all__ = [
   "Schema",
   "Slice",
   "Split",
+  "StoredSplit",
   "Task",
   "load",
 ]
 SPLITS = ("train", "validation", "test")
+_FIELDS = ("ids", "numbers", "labels", "weights")
+_PIECE = 1 << 16  # Rows that are looked at together, where there may be more than memory holds.
+
+
+class StoredSplit:
+  """A split that stays on disk; any of its rows are read and made into features when asked for.
+
+  Attributes:
+    row_bytes: what a row takes as it is trained on.
+  """
+
+  def __init__(self, directory: str, full: Schema, schema: Schema):
+    """The split of a directory, prepared by the schema `full`, for a run's schema."""
+    self._directory, self._full, self._schema = directory, full, schema
+    self._rows = len(_open(directory, "weights"))
+    self._ids = _open(directory, "ids").dtype
+    width = len(schema.numeric) + len(schema.tasks) + 1
+    self.row_bytes = len(schema.id_features) * self._ids.itemsize + width * 4
+
+  def __len__(self) -> int:
+    return self._rows
+
+  def read(self, ranges: Sequence[tuple[int, int]]) -> Split:
+    """The rows from each start up to its end, one range after the other, without slices."""
+    rows = sum(end - start for start, end in ranges)
+    schema = self._schema
+    features = {
+      "ids": np.empty((rows, len(schema.id_features)), self._ids),
+      "numeric": np.empty((rows, len(schema.numeric)), np.float32),
+    }
+    labels = np.empty((rows, len(schema.tasks)), np.float32)
+    weights = np.empty(rows, np.float32)
+    # Opened anew, so that pages which were read do not count as ours for good.
+    stored = {field: _open(self._directory, field) for field in _FIELDS}
+    at = 0
+    for piece in _pieces(ranges):
+      taken = {k: np.concatenate([a[slice(*r)] for r in piece]) for k, a in stored.items()}
+      arrays = _take(Arrays(**taken), self._full, schema)
+      here = slice(at, at + len(arrays.weights))
+      for name, values in schema.features(arrays).items():
+        features[name][here] = values
+      labels[here], weights[here] = arrays.labels, arrays.weights
+      at = here.stop
+    return Split(features, labels, weights, {})
+
+
+def _pieces(ranges: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+  """The ranges in groups of at least _PIECE rows, as far as they go; long ones are cut."""
+  piece, rows = [], 0
+  for first, last in ranges:
+    for start in range(first, last, _PIECE):
+      end = min(last, start + _PIECE)
+      piece.append((start, end))
+      rows += end - start
+      if rows >= _PIECE:
+        yield piece
+        piece, rows = [], 0
+  if piece:
+    yield piece
 
 
 def load(
@@ -53,19 +114,22 @@ def load(
   numeric: str = "standardize",
   exclude: Sequence[str] = (),
   crosses: Sequence[str] = (),
-) -> tuple[Schema, dict[str, Split]]:
+  budget: float = math.inf,
+) -> tuple[Schema, dict[str, Split | StoredSplit]]:
   """Loads prepared data for one run.
 
   Args:
     directory: where data preparation wrote.
     tasks, protocol, numeric, exclude: see `Schema.select`.
     crosses: crossed features to add, see `Schema.with_crosses`.
+    budget: bytes that train rows may take in memory; where they take more, they stay on disk.
 
   Returns:
     The schema of the run and its splits, by the names in SPLITS.
 
   Raises:
-    UserError: when there is no prepared data, a file is broken, or a split is empty.
+    UserError: when there is no prepared data, a file is broken, a split is empty, or crosses are
+      to be made for rows that stay on disk.
   """
   path = os.path.join(directory, "schema.json")
   require(
@@ -76,6 +140,10 @@ def load(
   full = Schema.restore(path)
   stored = {name: _load_arrays(directory, name, full) for name in SPLITS}
   schema = full.select(tasks, protocol, numeric, exclude)
+  train = StoredSplit(os.path.join(directory, "train"), full, schema)
+  if streamed := len(train) * train.row_bytes > budget:
+    require(not crosses, "config.data.crosses: train rows are streamed, and get no crosses")
+    del stored["train"]
   stored = {name: _take(arrays, full, schema) for name, arrays in stored.items()}
   if crosses:
     plain = schema
@@ -84,7 +152,7 @@ def load(
   require(
     bool(schema.id_features) or bool(schema.numeric), "config.data leaves no feature to learn from"
   )
-  splits = {}
+  splits: dict[str, Split | StoredSplit] = {"train": train} if streamed else {}
   for name, arrays in stored.items():
     source = _load_numbers(directory, name, full, [s.column for s in schema.slices])
     slices = {s.name: column >= s.at_least for s, column in zip(schema.slices, source, strict=True)}
@@ -93,13 +161,8 @@ def load(
 
 
 def _load_arrays(directory: str, split: str, schema: Schema) -> Arrays:
-  loaded = {}
-  for field in ("ids", "numbers", "labels", "weights"):
-    path = os.path.join(directory, split, f"{field}.npy")
-    try:
-      loaded[field] = np.load(path, mmap_mode="r")
-    except (ValueError, EOFError) as error:
-      raise UserError(f"{path}: broken array ({error}); prepare the data again") from error
+  folder = os.path.join(directory, split)
+  loaded = {field: _open(folder, field) for field in _FIELDS}
   kinds = {"ids": ("u", 2), "numbers": ("uif", 2), "labels": ("f", 2), "weights": ("f", 1)}
   for field, (kind, ndim) in kinds.items():
     require(
@@ -114,14 +177,23 @@ def _load_arrays(directory: str, split: str, schema: Schema) -> Arrays:
   sizes = np.array([f.size for f in schema.id_features])
   widths = {"ids": len(sizes), "numbers": len(schema.numeric), "labels": len(schema.tasks)}
   fits = all(loaded[k].shape[1] == n for k, n in widths.items())
-  fits = fits and all(_fit(loaded["labels"][:, t], task) for t, task in enumerate(schema.tasks))
-  fits = fits and bool(np.isfinite(loaded["weights"]).all())
-  # Models do not check ids again, so an id that its table lacks must not get past here.
-  require(
-    fits and bool((loaded["ids"].max(0) < sizes).all()),
-    f"{directory}/{split}: arrays that do not fit schema.json; prepare the data again",
-  )
+  for start in range(0, len(loaded["ids"]) if fits else 0, _PIECE):
+    # Opened anew, so that pages which were read do not count as ours for good.
+    piece = {k: _open(folder, k)[start : start + _PIECE] for k in ("ids", "labels", "weights")}
+    fits = fits and all(_fit(piece["labels"][:, t], task) for t, task in enumerate(schema.tasks))
+    fits = fits and bool(np.isfinite(piece["weights"]).all())
+    # Models do not check ids again, so an id that its table lacks must not get past here.
+    fits = fits and bool((piece["ids"].max(0) < sizes).all())
+  require(fits, f"{directory}/{split}: arrays that do not fit schema.json; prepare the data again")
   return Arrays(**loaded)
+
+
+def _open(directory: str, field: str) -> np.ndarray:
+  path = os.path.join(directory, f"{field}.npy")
+  try:
+    return np.load(path, mmap_mode="r")
+  except (ValueError, EOFError) as error:
+    raise UserError(f"{path}: broken array ({error}); prepare the data again") from error
 
 
 def _fit(labels: np.ndarray, task: Task) -> bool:

@@ -220,7 +220,7 @@ class Assessment(NamedTuple):
 
 
 class Learner(NamedTuple):
-  """What a config, a schema and a number of train rows make.
+  """What a config, a schema and a number of steps an epoch make.
 
   Attributes:
     model: the model, as it is evaluated.
@@ -239,21 +239,20 @@ class Learner(NamedTuple):
 
 
 def create_learner(
-  config: Any, schema: data.Schema, rows: int, devices: int = 1, axis_name: str | None = None
+  config: Any, schema: data.Schema, steps: int, devices: int = 1, axis_name: str | None = None
 ) -> Learner:
   """Builds the pure functions of a run.
 
   Args:
     config: as configs/census.py gives it, checked by `check_config`; its floats may be traced.
     schema: features and tasks of the run.
-    rows: number of train rows.
+    steps: how many an epoch has.
     devices, axis_name: how many devices share a batch, and the name of their axis.
 
   Raises:
     UserError: for settings that no model, optimizer or task weighting could have.
   """
   settings, tasks = config.train, schema.tasks
-  steps = steps_per_epoch(config, rows)
   tx = optimizer.create_optimizer(config.optimizer, steps, settings.epochs)
   model = models.create_model(config.model, schema, axis_name)
   # Initialised and evaluated without a device axis: batch norm has no other devices to ask there.
@@ -314,6 +313,8 @@ def check_config(config: Any, schema: data.Schema) -> None:
   )
   require(0 <= config.seed < 2**32, f"config.seed is {config.seed}; must be from 0 to 2^32 - 1")
   require(settings.epochs >= 0, f"config.train.epochs is {settings.epochs}; must be at least 0")
+  memory = settings.memory_gib
+  require(memory >= 0, f"config.train.memory_gib is {memory}; must be at least 0 (0: no limit)")
   decay = settings.average_decay
   require(0 <= decay < 1, f"config.train.average_decay is {decay}; must be in [0, 1)")
   every = config.checkpoint.every_epochs

@@ -20,7 +20,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from mmoe_jax import data, errors, evaluate, gates, logs, workdirs
+from mmoe_jax import cache, data, errors, evaluate, gates, logs, workdirs
 from mmoe_jax.errors import UserError, require, require_known
 from mmoe_jax.predict import Predictor
 from mmoe_jax.table import write_atomically
@@ -32,7 +32,11 @@ _SHOWN = 25  # Rows of a plot at most.
 
 
 def measure(
-  workdir: str, data_dir: str = "", split: str = "validation", by: Sequence[str] | None = None
+  workdir: str,
+  data_dir: str = "",
+  split: str = "validation",
+  by: Sequence[str] | None = None,
+  member: int | None = None,
 ) -> dict[str, Any]:
   """Measures the gates of a run's best variables; each row counts once.
 
@@ -42,6 +46,7 @@ def measure(
     split: one of data.SPLITS.
     by: columns of the prepared data to group rows by, be they features of the run or not; None
       for those of COLUMNS that there are.
+    member: which one, where the run is a population.
 
   Returns:
     What gates.json holds. `all`: the measures by the names of `gates.scalars`; `by`: column -> a
@@ -52,7 +57,7 @@ def measure(
     UserError: for a model without gates, an unknown split or column, data other than the run's.
   """
   require_known(split, data.SPLITS, "--split")
-  predictor = Predictor(workdir)
+  predictor = Predictor(workdir, member)
   config = ConfigDict(workdirs.read_config(workdir))
   directory = data_dir or config.data_dir
   path = os.path.join(directory, "schema.json")
@@ -77,6 +82,7 @@ def measure(
   whole = jax.device_get(jax.jit(gates.statistics)(gates_TxNxE, np.ones(rows, np.float32)))
   return {
     "workdir": workdir,
+    "member": member,
     "data": directory,
     "split": split,
     "rows": rows,
@@ -91,7 +97,7 @@ def measure(
     "warnings": gates.collapsed(whole, tasks),
     "all": gates.scalars(whole, tasks),
     "by": {column: _measure_groups(gates_TxNxE, own, tasks) for column, own in groups.items()},
-    "by_epoch": _logged(workdir, tasks, gates_TxNxE.shape[2]),
+    "by_epoch": _logged(workdir, tasks, gates_TxNxE.shape[2], member),
   }
 
 
@@ -103,8 +109,9 @@ def markdown(report: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
     plots: file names of plots to show at the end.
   """
   tasks, experts, whole = report["tasks"], range(report["experts"]), report["all"]
+  member = "" if report["member"] is None else f", member {report['member']}"
   lines = [
-    f"# What the gates do: {report['workdir']}",
+    f"# What the gates do: {report['workdir']}{member}",
     "",
     f"Model `{report['model']}`, its best variables, {report['rows']:,} {report['split']} rows.",
     "",
@@ -277,15 +284,21 @@ def _measure_groups(
   ]
 
 
-def _logged(workdir: str, tasks: Sequence[str], experts: int) -> list[dict[str, Any]]:
+def _logged(
+  workdir: str, tasks: Sequence[str], experts: int, member: int | None
+) -> list[dict[str, Any]]:
   """The epochs of metrics.jsonl that have the gates of all tasks."""
   needed = {f"{gates.PREFIX}{t}/effective_experts" for t in tasks}
   needed |= {f"{gates.PREFIX}{t}/expert_{e}" for t in tasks for e in range(experts)}
   needed |= {gates.similarity_name(a, b) for a, b in itertools.combinations(tasks, 2)}
+  records = logs.read_metrics(workdir)
+  if member is not None:
+    records = [{"epoch": r["epoch"], **logs.of_member(r, member)} for r in records]
   return [
     {name: x for name, x in record.items() if name == "epoch" or name.startswith(gates.PREFIX)}
-    for record in logs.read_metrics(workdir)
-    if all(record.get(name) is not None for name in needed)
+    for record in records
+    # A member that had stopped has NaN there.
+    if all(math.isfinite(record.get(name, math.nan)) for name in needed)
   ]
 
 
@@ -418,7 +431,8 @@ def _groups_figure(
 def main(argv: list[str]) -> None:
   """The command line: measures, warns, and leaves the files."""
   del argv
-  report = measure(_WORKDIR.value, _DATA.value, _SPLIT.value, _BY.value)
+  cache.keep_programs()
+  report = measure(_WORKDIR.value, _DATA.value, _SPLIT.value, _BY.value, _MEMBER.value)
   for line in report["warnings"]:
     print(f"warning: {line}", file=sys.stderr)
   os.makedirs(_OUT.value, exist_ok=True)
@@ -436,6 +450,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   _WORKDIR = flags.DEFINE_string("workdir", None, "Of a training run.", required=True)
+  _MEMBER = flags.DEFINE_integer("member", None, "Which member, where WORKDIR is a population's.")
   _DATA = flags.DEFINE_string("data", "", "Prepared data; where the run has it from, if empty.")
   _SPLIT = flags.DEFINE_string("split", "validation", f"One of {', '.join(data.SPLITS)}.")
   _BY = flags.DEFINE_list("by", None, f"Columns; {','.join(COLUMNS)} where they exist.")

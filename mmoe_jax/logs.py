@@ -33,6 +33,13 @@ def read_metrics(workdir: str, last_epoch: int | None = None) -> list[dict[str, 
   return records
 
 
+def of_member(record: Mapping[str, Any], member: int) -> dict[str, Any]:
+  """What an epoch's record of a population says of one member, as its solo run would have."""
+  own = {k: v[member] for k, v in record.items() if isinstance(v, list)}
+  warnings = {int(key): lines for key, lines in record.get("warnings", {}).items()}
+  return own | ({"warnings": {"gates": warnings[member]}} if member in warnings else {})
+
+
 class RunLog:
   """Writes one record an epoch; a context manager.
 

@@ -3,7 +3,7 @@
 from absl import flags
 from ml_collections import config_flags
 
-from mmoe_jax import errors, parallel, report, train
+from mmoe_jax import cache, errors, parallel, report, train
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "FILE.py or FILE.py:ARG; --config.KEY=VALUE overrides.", lock_config=True
@@ -16,6 +16,7 @@ def main(argv: list[str]) -> None:
   """Runs the config and prints the table of its metrics."""
   del argv
   parallel.initialize()
+  cache.keep_programs()
   results = train.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
   if parallel.is_first_host():
     print(report.table(results, _WORKDIR.value))

@@ -22,6 +22,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from mmoe_jax import (
+  cache,
   checkpoint,
   data,
   engine,
@@ -274,7 +275,8 @@ class _Run:
 
   def _learner(self, member: Mapping[str, Any]) -> engine.Learner:
     config = override(self.config, member["settings"])
-    return engine.create_learner(config, self._schema, self.train_rows)
+    steps = engine.steps_per_epoch(config, self.train_rows)
+    return engine.create_learner(config, self._schema, steps)
 
   def _init(self, _: Any, member: dict[str, Any], shared: dict[str, Any]) -> engine.State:
     features = (shared | member)["train"]["features"]
@@ -317,14 +319,7 @@ def _add_training(
   for m, (result, best) in enumerate(zip(results, map(int, best_M), strict=True)):
     trained = [r["epoch"] for r in records if r["active"][m]]
     result |= {"best_epoch": best, "epochs": max(trained, default=0)}
-    result |= describe_gates(_of_member(records[best - 1], m) if best else {}, aloud=False)
-
-
-def _of_member(record: Mapping[str, Any], m: int) -> dict[str, Any]:
-  """The record of an epoch as the member's solo run would have written it."""
-  own = {k: v[m] for k, v in record.items() if isinstance(v, list)}
-  warnings = {int(key): lines for key, lines in record.get("warnings", {}).items()}
-  return own | ({"warnings": {"gates": warnings[m]}} if m in warnings else {})
+    result |= describe_gates(logs.of_member(records[best - 1], m) if best else {}, aloud=False)
 
 
 def _check_members(
@@ -336,6 +331,9 @@ def _check_members(
   """Raises UserError unless each member is a run that could be, and all fit one program."""
   require(len(members) > 0, "a population has at least one member")
   require(not config.train.warm_start, "config.train.warm_start: populations start from scratch")
+  require(
+    not config.train.memory_gib, "config.train.memory_gib: populations hold their rows in memory"
+  )
   for member in members:
     require(
       member.keys() == members[0].keys(),
@@ -384,6 +382,7 @@ def main(argv: list[str]) -> None:
   """The command line."""
   del argv
   parallel.use_all_cores()
+  cache.keep_programs()
   config = _CONFIG.value
   require(_SEEDS.value >= 1, f"--seeds={_SEEDS.value}: must be at least 1")
   members = [

@@ -9,7 +9,7 @@ import pandas as pd
 from absl import flags
 from ml_collections import ConfigDict
 
-from mmoe_jax import checkpoint, errors, evaluate, models, workdirs
+from mmoe_jax import cache, checkpoint, errors, evaluate, models, workdirs
 from mmoe_jax.data import Schema, Task
 from mmoe_jax.table import read_table, write_atomically
 
@@ -112,6 +112,7 @@ def scores(tasks: Sequence[Task], logits_NxO: np.ndarray) -> dict[str, np.ndarra
 def main(argv: list[str]) -> None:
   """The command line: scores a file into a file, which appears whole or not at all."""
   del argv
+  cache.keep_programs()
   predictor = Predictor(_WORKDIR.value, _MEMBER.value)
   frame = read_table(_INPUT.value, predictor.schema.columns)
   scored = predictor(frame, where=_INPUT.value)

@@ -9,7 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmoe_jax import checkpoint, data, engine, evaluate, gates, layers, logs, parallel, workdirs
+from mmoe_jax import (
+  checkpoint,
+  data,
+  engine,
+  evaluate,
+  gates,
+  layers,
+  logs,
+  parallel,
+  stream,
+  workdirs,
+)
 from mmoe_jax.engine import State, fold_in
 from mmoe_jax.errors import UserError, require
 
@@ -36,7 +47,7 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
     UserError: for what the user can mend, and for a loss that is not finite.
   """
   start = time.perf_counter()
-  schema, splits = data.load(config.data_dir, **config.data)
+  schema, splits = data.load(config.data_dir, **config.data, budget=stream.budget(config))
   tasks = [task.name for task in schema.tasks]
   run = _create_run(config, schema, splits["train"])
   if config.train.warm_start and not checkpoint.exists(workdir):
@@ -48,27 +59,29 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
   ):
     state = saver.restore_state(run.state)
     state = run.state if state is None else state
-    epoch = int(state.step) // run.steps_per_epoch
+    epoch = int(state.step) // run.rows.steps
     held_out = evaluate.place(evaluate.eval_arrays(splits["validation"], False), run.devices)
     with logs.RunLog(workdir, epoch, config.train.epochs, writes) as log:
       spent = log.records[-1].get("wall_seconds", 0.0) if log.records else 0.0
       while epoch < config.train.epochs and not _out_of_patience(state, epoch, config):
         epoch += 1
         began = time.perf_counter()
-        state, losses_SxT = run.train_epoch(state, run.data, fold_in(run.key, "epoch", epoch))
-        losses_SxT = jax.device_get(losses_SxT)
+        state, losses_SxT = run.train_epoch(state, epoch)
         seconds = time.perf_counter() - began
         state, seen = run.assess(state, held_out, np.int32(epoch))
         learnt = describe_epoch(epoch, losses_SxT, jax.device_get(seen), config, tasks)
         log.write(
           {"epoch": epoch, **learnt, "seconds": seconds}
-          | {"rows_per_second": len(splits["train"]) / seconds}
+          | {"rows_per_second": run.rows.rows / seconds}
           | {"wall_seconds": spent + time.perf_counter() - start}
         )
         if epoch % config.checkpoint.every_epochs == 0:
           saver.save(epoch, state, state.best.variables)
     saver.save(epoch, state, state.best.variables)
-    results = {"notes": {}, "train_rows": len(splits["train"])}
+    results = {"notes": {}, "train_rows": run.rows.rows}
+    if isinstance(run.rows, stream.Streamed):
+      splits["train"] = run.rows.sample
+      results["notes"]["train"] = f"measured on {len(run.rows.sample):,} rows of it, at random"
     for name, split in splits.items():
       arrays = evaluate.place(evaluate.eval_arrays(split), run.devices)
       named = jax.device_get(run.measure(state.best.variables, arrays))
@@ -89,39 +102,37 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
 
 
 class _Run(NamedTuple):
-  """The compiled pieces of a run and the arrays on its devices."""
+  """The compiled pieces of a run, and its train rows."""
 
   state: State
-  train_epoch: Callable[[State, Any, Array], tuple[State, Array]]
+  train_epoch: Callable[[State, int], tuple[State, np.ndarray]]
   assess: Callable[[State, Any, Any], tuple[State, engine.Assessment]]
   measure: Callable[[Any, Any], dict[str, Array]]
-  data: dict[str, Any]
-  key: Array
-  steps_per_epoch: int
+  rows: stream.Resident | stream.Streamed
   devices: parallel.Devices
 
 
-def _create_run(config: Any, schema: data.Schema, split: data.Split) -> _Run:
+def _create_run(config: Any, schema: data.Schema, split: data.Split | data.StoredSplit) -> _Run:
   engine.check_config(config, schema)
   count = parallel.device_count(config.train.devices, config.train.batch_size)
   devices = parallel.Devices(count)
-  learner = engine.create_learner(config, schema, len(split), count, devices.axis_name)
-  engine.check_labels(config, schema, split.labels)
-  arrays = devices.replicate(engine.train_arrays(split, config))
+  rows = stream.create(split, config, devices)
+  learner = engine.create_learner(config, schema, rows.steps, count, devices.axis_name)
+  engine.check_labels(config, schema, rows.sample.labels)
   key = jax.random.key(config.seed)
-  sample = {name: a[:1] for name, a in split.features.items()}
+  sample = {name: a[:1] for name, a in rows.sample.features.items()}
   init = jax.jit(learner.init, compiler_options=parallel.RUN_ONCE)
   state = devices.replicate(init(key, sample))
-  return _Run(
-    state,
-    devices.compile(learner.epoch, state, arrays, key),
-    jax.jit(learner.assess),
-    jax.jit(learner.measure),
-    arrays,
-    key,
-    engine.steps_per_epoch(config, len(split)),
-    devices,
-  )
+  train_block = devices.compile(learner.epoch, state, rows.arrays, key)
+
+  def train_epoch(state: State, epoch: int) -> tuple[State, np.ndarray]:
+    losses = []
+    for block, arrays in rows.of_epoch(epoch):
+      state, losses_SxT = train_block(state, arrays, fold_in(key, "epoch", epoch, *block))
+      losses.append(jax.device_get(losses_SxT))
+    return state, np.concatenate(losses)
+
+  return _Run(state, train_epoch, jax.jit(learner.assess), jax.jit(learner.measure), rows, devices)
 
 
 def _warm_start(state: State, workdir: str, schema: data.Schema) -> State:

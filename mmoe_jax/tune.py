@@ -30,7 +30,17 @@ import optuna
 from absl import flags
 from ml_collections import config_flags
 
-from mmoe_jax import data, engine, errors, evaluate, parallel, population, search_space, workdirs
+from mmoe_jax import (
+  cache,
+  data,
+  engine,
+  errors,
+  evaluate,
+  parallel,
+  population,
+  search_space,
+  workdirs,
+)
 from mmoe_jax.config import override
 from mmoe_jax.errors import UserError, require
 from mmoe_jax.table import write_atomically
@@ -321,6 +331,7 @@ def main(argv: list[str]) -> None:
   """The command line."""
   del argv
   parallel.use_all_cores()
+  cache.keep_programs()
   config, flag = _CONFIG.value, flags.FLAGS["config"]
   space = search_space.parse_space(_SPACE.value) or config.search
   finished = search(config, space, _TRIALS.value, _WORKDIR.value, _SEED.value, _ROUND.value)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import census
-from mmoe_jax import checkpoint, data, engine, train
+from mmoe_jax import checkpoint, data, stream, train
 from mmoe_jax.errors import UserError
 
 KEY = jax.random.key(0)
@@ -22,7 +22,7 @@ def leaves_equal(a, b):
 
 def restored(workdir, config):
   """The raw arrays of the last checkpoint, by whatever names they have there."""
-  schema, splits = data.load(config.data_dir, **config.data)
+  schema, splits = data.load(config.data_dir, **config.data, budget=stream.budget(config))
   run = train._create_run(config, schema, splits["train"])
   with checkpoint.Checkpoints(str(workdir), read_only=True) as saver:
     return saver.restore_state(run.state)
@@ -44,7 +44,7 @@ def test_n_devices_equal_one(prepared, config, count, norm):
     run = train._create_run(config, schema, splits["train"])
     state = run.state
     for epoch in (1, 2):
-      state, losses = run.train_epoch(state, run.data, engine.fold_in(run.key, "epoch", epoch))
+      state, losses = run.train_epoch(state, epoch)
     assert losses.shape == (4, 2)
     ends.append((state.params, state.batch_stats, losses))
   jax.tree.map(

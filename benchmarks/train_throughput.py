@@ -1,0 +1,156 @@
+"""How fast the same MMoE trains here and in other libraries: side by side, in turns.
+
+  pip install -r benchmarks/requirements.txt
+  python -m benchmarks.train_throughput --out runs/throughput/table.json
+
+Every contender (benchmarks/contenders/) is a process with the rows in memory, which trains one
+epoch when it is its turn while the others wait. The first epoch of each, in which it compiles, is
+not counted. The test AUCs after all epochs, the same number for all, stand beside, so that
+speed is not bought with quality. Leaves --out and, beside it, the same as Markdown.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+from sklearn.metrics import roc_auc_score
+
+from benchmarks import studies, tables
+from benchmarks.contenders import protocol
+from mmoe_jax import data, errors
+from mmoe_jax.errors import require, require_known
+from mmoe_jax.table import write_atomically
+
+OURS = ("ours", "ours_all_cores", "ours_population")
+PEERS = ("lean_torch", "deepctr_torch", "torch_rechub")
+TASKS = ("income_50k", "marital_stat")
+
+
+def write_arrays(data_dir: str, path: str) -> data.Split:
+  """Writes what all contenders train on as an .npz file; returns the test split."""
+  schema, splits = data.load(data_dir, TASKS, "demo", "standardize")
+  train, test = splits["train"], splits["test"]
+  np.savez(
+    path,
+    sizes=np.array([f.size for f in schema.id_features]),
+    ids=train.features["ids"],
+    numbers=train.features["numeric"],
+    labels=train.labels,
+    test_ids=test.features["ids"],
+    test_numbers=test.features["numeric"],
+  )
+  return test
+
+
+def race(
+  contenders: Mapping[str, protocol.Process], rounds: int
+) -> dict[str, list[dict[str, Any]]]:
+  """What each says of its epochs: one in which it compiles, then `rounds` in turns."""
+  epochs = {name: [process.ask("epoch")] for name, process in contenders.items()}
+  for number in range(rounds):
+    # There and back, so that nobody always comes after the same one.
+    for name in list(contenders)[:: -1 if number % 2 else 1]:
+      epochs[name].append(contenders[name].ask("epoch"))
+    print(f"round {number + 1} of {rounds}", flush=True)
+  return epochs
+
+
+def summarise(
+  batch_size: int,
+  epochs: Mapping[str, Sequence[Mapping[str, float]]],
+  parameters: Mapping[str, int],
+  aucs: Mapping[str, Sequence[float]],
+) -> list[dict[str, Any]]:
+  """A row for each contender: rows a second, and how much faster `ours` is, round by round."""
+  rates = {n: np.array([e["rows"] / e["seconds"] for e in each[1:]]) for n, each in epochs.items()}
+  rows = []
+  for name, rate_R in rates.items():
+    row = {"batch_size": batch_size, "contender": name, "parameters": parameters[name]}
+    row |= {"rows_per_second": float(np.median(rate_R))}
+    row |= {"least": float(rate_R.min()), "most": float(rate_R.max())}
+    for ours in (o for o in OURS if o in rates):
+      row[f"{ours}_times"] = float(np.median(rates[ours] / rate_R))
+    row |= {"first_epoch_seconds": epochs[name][0]["seconds"], "epochs": len(epochs[name])}
+    rows.append(row | dict(zip((f"test_auc_{t}" for t in TASKS), aucs[name], strict=True)))
+  return rows
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> str:
+  """The rows as a table, and the machine."""
+  ours = [o for o in OURS if f"{o}_times" in rows[0]]
+  header = ("batch", "contender", "rows a second", "range", *(f"{o} / it" for o in ours))
+  header += ("first epoch, s", *(f"test AUC {t}" for t in TASKS), "parameters")
+  lines = [
+    [
+      f"{r['batch_size']:,}",
+      r["contender"],
+      f"{r['rows_per_second']:,.0f}",
+      f"{r['least']:,.0f} to {r['most']:,.0f}",
+      *(f"{r[f'{o}_times']:.2f}" for o in ours),
+      f"{r['first_epoch_seconds']:.1f}",
+      *(f"{r[f'test_auc_{t}']:.4f}" for t in TASKS),
+      f"{r['parameters']:,}",
+    ]
+    for r in rows
+  ]
+  counted = rows[0]["epochs"] - 1
+  return (
+    f"{tables.markdown(header, lines)}\n\nMedians of {counted} epochs in turns, ratios round by "
+    f"round; AUCs after {counted + 1} epochs, one seed. {machine['cores']} cores of "
+    f"{machine['processor']}, jax {machine['jax']}, {machine['device']}.\n"
+  )
+
+
+def main(argv: list[str]) -> None:
+  """The command line."""
+  del argv
+  require(_ROUNDS.value >= 1, f"--rounds={_ROUNDS.value}: must be at least 1")
+  require(len(_CONTENDERS.value) > 0, f"--contenders is empty; known: {', '.join(OURS + PEERS)}")
+  for name in _CONTENDERS.value:
+    require_known(name, OURS + PEERS, "a name in --contenders")
+  sizes = [int(b) if b.isdigit() else 0 for b in _BATCHES.value]
+  require(bool(sizes) and min(sizes) > 0, f"--batches={','.join(_BATCHES.value)}: give numbers > 0")
+  rows = []
+  with tempfile.TemporaryDirectory() as folder:
+    arrays, scores = os.path.join(folder, "arrays.npz"), os.path.join(folder, "scores.npy")
+    test = write_arrays(_DATA_DIR.value, arrays)
+    for batch_size in sizes:
+      started, aucs = {}, {}
+      for name in _CONTENDERS.value:
+        python = _PYTHON.value if name in PEERS else sys.executable
+        module = f"benchmarks.contenders.{name}"
+        command = [python, "-m", module, arrays, str(batch_size), str(_SEED.value), scores]
+        try:
+          started[name] = protocol.Process(command)
+        except RuntimeError as error:
+          raise errors.UserError(
+            f"{name}: {error}; is benchmarks/requirements.txt installed?"
+          ) from error
+      epochs = race(started, _ROUNDS.value)
+      for name, process in started.items():
+        process.ask("scores")
+        found = np.load(scores)
+        aucs[name] = [roc_auc_score(test.labels[:, t], found[:, t]) for t in range(len(TASKS))]
+        process.close()
+      parameters = {name: process.hello["parameters"] for name, process in started.items()}
+      rows += summarise(batch_size, epochs, parameters, aucs)
+  machine = studies.machine()
+  studies.write_json(_OUT.value, {"machine": machine, "rows": rows})
+  text = markdown(rows, machine)
+  write_atomically(os.path.splitext(_OUT.value)[0] + ".md", text)
+  print(text)
+
+
+if __name__ == "__main__":
+  _CONTENDERS = flags.DEFINE_list("contenders", list(OURS + PEERS), "Who takes part.")
+  _BATCHES = flags.DEFINE_list("batches", ["1024", "4096"], "Rows of a step.")
+  _ROUNDS = flags.DEFINE_integer("rounds", 5, "Epochs of each that are counted.")
+  _SEED = flags.DEFINE_integer("seed", 0, "Of shuffling and initialisation.")
+  _PYTHON = flags.DEFINE_string("python", sys.executable, "What runs the other libraries.")
+  _DATA_DIR = flags.DEFINE_string("data_dir", "data/census", "What data preparation wrote.")
+  _OUT = flags.DEFINE_string("out", None, "The JSON file to write.", required=True)
+  errors.run(main)
