@@ -68,6 +68,10 @@ class Checkpoints:
       args=ocp.args.Composite(state=ocp.args.StandardSave(state), best=ocp.args.StandardSave(best)),
     )
 
+  def wait(self) -> None:
+    """Waits until what was saved is on disk."""
+    self._manager.wait_until_finished()
+
   def latest_epoch(self) -> int | None:
     """The epoch of the last checkpoint; None if there is none."""
     return self._manager.latest_step()

@@ -1,6 +1,6 @@
 """Scores raw rows: python -m mmoe_jax.predict --workdir DIR --input FILE --output FILE.csv."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from mmoe_jax import cache, checkpoint, errors, evaluate, models, workdirs
 from mmoe_jax.data import Schema, Task
-from mmoe_jax.table import read_table, write_atomically
+from mmoe_jax.table import floats_as_csv, read_table, write_atomically
 
 
 class Predictor:
@@ -54,10 +54,34 @@ class Predictor:
       the label being 1 (binary), or an estimate in the units of the table (regression); or one a
       class, `TASK=CLASS`: its probability (multiclass).
     """
-    features = evaluate.chunked(self.schema.features(self.schema.encode(frame, where=where)))
-    logits = jax.device_get(self._predict(self.variables, features))[: len(frame)]
+    features = self.schema.features(self.schema.encode(frame, where=where))
+    return pd.DataFrame(self.score(features))
+
+  def score(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Scores encoded rows: `ids` (N, F) and `numeric` (N, D), as `schema.features` gives them.
+
+    Returns:
+      The columns that calling gives for raw rows, (N,) each.
+    """
+    rows = len(features["ids"])
+    logits = jax.device_get(self._predict(self.variables, evaluate.chunked(features)))[:rows]
     # In float64, where distinct logits stay distinct probabilities: no ties that AUC would see.
-    return pd.DataFrame(scores(self.schema.tasks, logits.astype(np.float64)))
+    return scores(self.schema.tasks, logits.astype(np.float64))
+
+  def score_file(self, source: str, target: str) -> int:
+    """Scores the rows of a file into a CSV file, which appears whole or not at all.
+
+    Returns:
+      How many rows it was.
+
+    Raises:
+      UserError: naming what is wrong with the file.
+      OSError: when one cannot be read or written.
+    """
+    frame = read_table(source, self.schema.columns)
+    features = self.schema.features(self.schema.encode(frame, where=source))
+    write_atomically(target, floats_as_csv(self.score(features)))
+    return len(frame)
 
   def _variables_like(self, leading: tuple[int, ...]) -> Any:
     blank = {
@@ -114,12 +138,9 @@ def main(argv: list[str]) -> None:
   del argv
   cache.keep_programs()
   predictor = Predictor(_WORKDIR.value, _MEMBER.value)
-  frame = read_table(_INPUT.value, predictor.schema.columns)
-  scored = predictor(frame, where=_INPUT.value)
-  # 17 digits give back the very float64.
-  write_atomically(_OUTPUT.value, scored.to_csv(index=False, float_format="%.17g"))
+  rows = predictor.score_file(_INPUT.value, _OUTPUT.value)
   tasks = ", ".join(task.name for task in predictor.schema.tasks)
-  print(f"{len(scored):,} rows scored for {tasks} in {_OUTPUT.value}")
+  print(f"{rows:,} rows scored for {tasks} in {_OUTPUT.value}")
 
 
 if __name__ == "__main__":

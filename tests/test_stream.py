@@ -108,7 +108,7 @@ def test_a_streamed_run_learns_what_a_resident_one_does(config, stored, tmp_path
 
 
 def test_a_streamed_run_resumes_bit_for_bit(config, stored, tmp_path):
-  config.train.memory_gib = budget_for(700, stored)
+  config.train.memory_gib = budget_for(400, stored)
   config.model.expert_dropout = 0.2
   config.train.epochs = 3
   train.train_and_evaluate(config, str(tmp_path / "whole"))
@@ -142,6 +142,7 @@ def test_what_does_not_fit_or_cannot_be_streamed_is_told(config, stored, tmp_pat
   config.data.crosses = ("sex#education",)
   with pytest.raises(UserError, match="train rows are streamed, and get no crosses"):
     train.train_and_evaluate(config, str(tmp_path / "w"))
+  config.data.crosses = ()
   config.train.memory_gib = -1.0
   with pytest.raises(UserError, match=r"memory_gib is -1.0; must be at least 0"):
     train.train_and_evaluate(config, str(tmp_path / "w"))
