@@ -246,6 +246,38 @@ def correlations(
   _save(figure, path)
 
 
+def scaling(path: str, points: Sequence[Mapping[str, Any]]) -> None:
+  """Writes rows a second and memory against sizes, a column for each axis.
+
+  Args:
+    path: of the PNG.
+    points: `axis`, `size`, `rows_per_second` of each round, their `median`, `peak_bytes`.
+  """
+  names = list(dict.fromkeys(p["axis"] for p in points))
+  figure, axes = plt.subplots(
+    2, len(names), figsize=(2.6 * len(names) + 0.6, 5), squeeze=False, sharex="col", sharey="row"
+  )
+  for (upper, lower), name in zip(axes.T, names, strict=True):
+    own = [p for p in points if p["axis"] == name]
+    sizes = [p["size"] for p in own]
+    median = np.array([p["median"] for p in own])
+    least = np.array([min(p["rows_per_second"]) for p in own])
+    most = np.array([max(p["rows_per_second"]) for p in own])
+    upper.errorbar(sizes, median, (median - least, most - median), color=OURS, marker="o", ms=4)
+    lower.plot(sizes, [p["peak_bytes"] / 2**30 for p in own], "o-", color=PAPER, markersize=4)
+    upper.set_title(name, fontsize=11)
+    for axis in (upper, lower):
+      axis.set_xscale("log", base=2)
+      axis.set_yscale("log")
+      axis.grid(color="#eeeeee")
+      _bare(axis)
+    lower.set_xlabel(name)
+  axes[0, 0].set_ylabel("rows a second")
+  axes[1, 0].set_ylabel("peak memory, GiB")
+  figure.tight_layout()
+  _save(figure, path)
+
+
 def _bare(axis: Any) -> None:
   axis.spines[["top", "right"]].set_visible(False)
 
