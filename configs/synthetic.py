@@ -44,8 +44,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   for group in ("dense", "embedding"):
     config.optimizer[group].learning_rate = arg["lr"]
     config.optimizer[group].schedule = "constant"
-  config.train.batch_size = 512
-  config.train.epochs = 30
+  config.train.batch_size = 256
+  config.train.epochs = 12
   config.train.average_decay = 0.0
   config.select.metric = "mse"
   config.select.patience = 0

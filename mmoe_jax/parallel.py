@@ -5,6 +5,7 @@ The rest of the code is written for one device. What must differ under several t
 """
 
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -17,8 +18,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mmoe_jax.errors import require
 
 AXIS = "devices"
-# At these sizes XLA's thread pool costs a CPU more than it gives (benchmarks/README.md).
-_CPU_OPTIONS = {"xla_cpu_multi_thread_eigen": False}
+# What makes a CPU faster at these sizes (benchmarks/README.md): a thread pool costs more than it
+# gives, YNNPACK's matrix products are slower than Eigen's, and AVX-512 is not used by default.
+_CPU_OPTIONS = {
+  "xla_cpu_multi_thread_eigen": False,
+  "xla_cpu_experimental_ynn_fusion_type": "",
+  "xla_cpu_prefer_vector_width": 512,
+}
 # For a program that runs once: optimising it costs seconds and gains milliseconds.
 RUN_ONCE = {"xla_backend_optimization_level": 0}
 
@@ -252,6 +258,21 @@ class Members:
     return _compile(mapped, *arguments, options=options)
 
 
+@functools.cache
+def cpu_options() -> dict[str, Any]:
+  """XLA's options for a program of ours on a CPU, those that this version knows; else none."""
+  if jax.devices()[0].platform != "cpu":
+    return {}
+  lowered = jax.jit(lambda x: x).lower(np.float32(0))
+  known = {}
+  for name, value in _CPU_OPTIONS.items():
+    # They are no part of JAX's interface: a version without one goes on without it.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      lowered.compile(compiler_options={name: value})
+      known[name] = value
+  return known
+
+
 def members_at_once(analysis: Any, limit: int, members: int) -> int:
   """How many members can share an operation, so that a device's memory holds.
 
@@ -275,6 +296,5 @@ def members_at_once(analysis: Any, limit: int, members: int) -> int:
 
 
 def _compile(mapped: Any, *arguments: Any, options: Mapping[str, Any] | None = None) -> Any:
-  on_cpu = jax.devices()[0].platform == "cpu"
-  options = dict(options or {}) | (_CPU_OPTIONS if on_cpu else {})
+  options = {**(options or {}), **cpu_options()}
   return mapped.lower(*arguments).compile(compiler_options=options or None)
