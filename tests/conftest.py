@@ -13,6 +13,15 @@ os.environ["XLA_FLAGS"] = (
   + " --xla_backend_optimization_level=0"
 )
 
+# Many tests compile the same program; each is compiled once a session, by whichever worker or
+# command line.
+if "MMOE_TEST_CACHE" not in os.environ:
+  os.environ["MMOE_TEST_CACHE"] = tempfile.mkdtemp(prefix="mmoe_jax_tests_")
+  atexit.register(shutil.rmtree, os.environ["MMOE_TEST_CACHE"], ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["MMOE_TEST_CACHE"]
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
 import jax
 import pytest
 from ml_collections import ConfigDict
@@ -23,13 +32,6 @@ from tests import census_rows
 
 # (B,) + (B, 1) is a bug that broadcasting would hide.
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Many tests compile the same program; each is compiled once a session, by whichever worker.
-if "MMOE_TEST_CACHE" not in os.environ:
-  os.environ["MMOE_TEST_CACHE"] = tempfile.mkdtemp(prefix="mmoe_jax_tests_")
-  atexit.register(shutil.rmtree, os.environ["MMOE_TEST_CACHE"], ignore_errors=True)
-jax.config.update("jax_compilation_cache_dir", os.environ["MMOE_TEST_CACHE"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(scope="session")

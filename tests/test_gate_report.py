@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import smoke
-from mmoe_jax import data, evaluate, gate_report, predict, train
+from mmoe_jax import data, evaluate, gate_report, population, predict, train
 from mmoe_jax.errors import UserError
 from mmoe_jax.table import read_table
 
@@ -225,6 +225,27 @@ def test_a_run_without_gates_is_told_so(workdir, monkeypatch):
   monkeypatch.setattr(nn.Module, "sow", lambda *_, **__: False)
   with pytest.raises(UserError, match="the model 'mmoe' has no gates; there is nothing to report"):
     gate_report.measure(workdir)
+
+
+def test_a_member_of_a_population_is_reported_as_its_own_run(prepared, tmp_path):
+  config = smoke.get_config()
+  config.data_dir = prepared
+  config.train.devices = 1
+  config.train.epochs = 2
+  both = str(tmp_path / "both")
+  population.train_population(config, [{"seed": 4}, {"seed": 5}], both)
+  with pytest.raises(UserError, match="a population of 2 members; name one, --member=0 to 1"):
+    gate_report.measure(both)
+  found = [gate_report.measure(both, member=m) for m in range(2)]
+  assert found[0]["all"] != found[1]["all"]
+  config.seed = 5
+  train.train_and_evaluate(config, str(tmp_path / "alone"))
+  alone = gate_report.measure(str(tmp_path / "alone"))
+  for name, value in alone["all"].items():
+    assert found[1]["all"][name] == pytest.approx(value, abs=1e-3)
+  for ours, theirs in zip(found[1]["by_epoch"], alone["by_epoch"], strict=True):
+    assert ours == pytest.approx(theirs, abs=1e-3)
+  assert gate_report.markdown(found[1]).startswith(f"# What the gates do: {both}, member 1\n")
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess:

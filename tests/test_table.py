@@ -1,12 +1,14 @@
 """Reading raw tables: every fault is named with its file and line."""
 
+import csv
 import gzip
 import os
 
+import numpy as np
 import pytest
 
 from mmoe_jax.errors import UserError
-from mmoe_jax.table import read_table, write_atomically
+from mmoe_jax.table import floats_as_csv, read_table, write_atomically
 
 COLUMNS = ("age", "job", "income")
 
@@ -21,6 +23,28 @@ def test_values_are_stripped_strings(tmp_path):
   frame = read(tmp_path, "7, Not in universe ,  50000+.\n8, NA, ?\n")
   assert frame.to_numpy().tolist() == [["7", "Not in universe", "50000+."], ["8", "NA", "?"]]
   assert frame.index.tolist() == [1, 2]
+
+
+def test_values_that_differ_in_spaces_are_one(tmp_path):
+  frame = read(tmp_path, "7, Cook ,x\n8,Cook,y\n9, Maid,x \n")
+  assert frame["job"].tolist() == ["Cook", "Cook", "Maid"]
+  assert frame["job"].nunique() == 2
+  assert frame["income"].tolist() == ["x", "y", "x"]
+
+
+def test_floats_are_given_back_to_the_bit(tmp_path):
+  rng = np.random.default_rng()
+  columns = {
+    "a": np.exp(rng.normal(0, 100, 1000)),
+    "b, or c": rng.integers(0, 2**64, 1000, np.uint64).view(np.float64),
+  }
+  columns["b, or c"][~np.isfinite(columns["b, or c"])] = 0.0
+  path = tmp_path / "out.csv"
+  path.write_text(floats_as_csv(columns))
+  with open(path, encoding="utf-8", newline="") as file:
+    header, *rows = csv.reader(file)
+  assert header == list(columns)
+  np.testing.assert_array_equal(np.array(rows, float), np.stack(list(columns.values()), 1))
 
 
 def test_quotes_are_optional(tmp_path):
@@ -77,6 +101,22 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
   path.write_bytes(bytes(range(128, 256)) * 10)
   with pytest.raises(UserError, match=r"rows\.csv: not a table"):
     read_table(str(path), COLUMNS)
+
+
+def test_plain_files_are_read_as_all_others_are(tmp_path):
+  rng = np.random.default_rng()
+  values = ("", " ", "NA", "?", "007", "7", " 7 ", "-1.50", "Zoë ", "a b", "nan", "None", "\t", "1e5")
+  lines = [",".join(row) for row in rng.choice(values, (500, 3))]
+  for header, end in (("", ""), ("job,income,age\n", "\n")):
+    text = header + "\n".join(lines) + end
+    path = tmp_path / "rows.csv"
+    path.write_text(text)
+    packed = tmp_path / "rows.csv.gz"
+    packed.write_bytes(gzip.compress(text.encode()))
+    plain, other = read_table(str(path), COLUMNS), read_table(str(packed), COLUMNS)
+    assert plain.index.tolist() == other.index.tolist()
+    assert plain.astype(object).equals(other.astype(object))
+    assert len(plain) == 500
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
