@@ -105,7 +105,22 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
 
 def test_plain_files_are_read_as_all_others_are(tmp_path):
   rng = np.random.default_rng()
-  values = ("", " ", "NA", "?", "007", "7", " 7 ", "-1.50", "Zoë ", "a b", "nan", "None", "\t", "1e5")
+  values = (
+    "",
+    " ",
+    "NA",
+    "?",
+    "007",
+    "7",
+    " 7 ",
+    "-1.50",
+    "Zoë ",
+    "a b",
+    "nan",
+    "None",
+    "\t",
+    "1e5",
+  )
   lines = [",".join(row) for row in rng.choice(values, (500, 3))]
   for header, end in (("", ""), ("job,income,age\n", "\n")):
     text = header + "\n".join(lines) + end
