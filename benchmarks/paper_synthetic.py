@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from benchmarks import plots, published, statistics, studies, tables
+from benchmarks import plots, published, studies, tables
+from benchmarks import synthetic_figures as figures
 from configs import synthetic as synthetic_config
 from data_prep import synthetic
 from mmoe_jax import cache, data, errors, parallel
@@ -33,7 +34,6 @@ MODELS = ("shared_bottom", "omoe", "mmoe")
 CORRELATIONS = (0.5, 0.9, 1.0)
 RATES = (1e-4, 1e-3, 1e-2)  # What the paper picks from.
 RATE = "optimizer.dense.learning_rate"
-METRIC = "mse"
 # Of validation rows where they are measured each epoch, else of the training steps.
 CURVES = ("validation/{task}/mse", "train/{task}/loss")
 FIGURE_2 = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
@@ -56,212 +56,10 @@ def create_config(model: str, epochs: int | None) -> Any:
   return config
 
 
-def final_losses(results: Sequence[Mapping[str, Any]], split: str) -> np.ndarray:
-  """(M,) mean over tasks of the squared error of each member's best weights; NaN if it diverged."""
-  losses = []
-  for result in results:
-    values = [v for k, v in result.get(split, {}).items() if k.split("/")[1] == METRIC]
-    losses.append(np.mean(values) if values else np.nan)
-  return np.array(losses, np.float64)
-
-
 def mean_curves(folder: str) -> np.ndarray:
   """(epochs, M) mean over tasks of the loss of a population's members at each epoch."""
   of_tasks = [studies.read_curves(folder, [c.format(task=t) for c in CURVES])[1] for t in TASKS]
   return np.mean(of_tasks, 0)
-
-
-# ---- Figure 2 --------------------------------------------------------------------------------
-
-
-def label_correlations(cosines: Sequence[float], seeds: int, rows: int) -> list[dict[str, float]]:
-  """Pearson correlation of the two tasks' labels, over data sets of each cosine.
-
-  Args:
-    cosines: p, of the tasks' weights.
-    seeds: how many data sets of each.
-    rows: of a data set.
-
-  Returns:
-    For each cosine the mean, the half width of its 95 % interval, the ends of the middle 95 % of
-    data sets, and what the paper's figure has.
-  """
-  points = []
-  for cosine in cosines:
-    drawn = []
-    for seed in range(seeds):
-      _, splits = synthetic.splits(seed, cosine, rows, held_out=1)
-      labels_NxT = np.asarray(splits["train"].labels, np.float64)
-      drawn.append(np.corrcoef(labels_NxT.T)[0, 1])
-    found = statistics.over_seeds(drawn)
-    low, high = statistics.percentile_interval(drawn)
-    points.append(
-      {"cosine": cosine, "mean": found.value, "half": found.half_seeds, "low": low, "high": high}
-      | {"paper": published.LABEL_CORRELATION.get(cosine)}
-    )
-  return points
-
-
-# ---- Figures 4 and 5 -------------------------------------------------------------------------
-
-
-def summarise(
-  correlation: float, losses: Mapping[str, np.ndarray], draws: int = 10_000
-) -> list[dict[str, Any]]:
-  """A row for each model at one correlation: how high its final loss is, and how widely it spreads.
-
-  Args:
-    correlation: p.
-    losses: model -> final loss of each run, (R,); NaN where it diverged.
-    draws: of the bootstrap over runs.
-  """
-  rows = []
-  for model, loss_R in losses.items():
-    kept_R = loss_R[np.isfinite(loss_R)]
-    low, high = statistics.percentile_interval(statistics.bootstrap(kept_R[None], draws=draws)[0])
-    q05, q25, median, q75, q95 = np.quantile(kept_R, (0.05, 0.25, 0.5, 0.75, 0.95))
-    std = float(kept_R.std(ddof=1)) if len(kept_R) > 1 else None
-    rows.append(
-      {"correlation": correlation, "model": model, "runs": len(kept_R)}
-      | {"diverged": len(loss_R) - len(kept_R), "mean": float(kept_R.mean())}
-      | {"mean_low": low, "mean_high": high, "median": float(median), "std": std}
-      | {"interquartile_range": float(q75 - q25), "range_5_to_95": float(q95 - q05)}
-      | {"least": float(kept_R.min()), "largest": float(kept_R.max())}
-      | {"paper_loss": published.SYNTHETIC_LOSS.get(correlation, {}).get(model)}
-      | {"paper_spread": published.SYNTHETIC_SPREAD.get(model)}
-    )
-  return rows
-
-
-def compare(
-  correlation: float, losses: Mapping[str, np.ndarray], draws: int = 10_000
-) -> list[dict[str, Any]]:
-  """A row for each pair of models: is the loss of the second below that of the first?
-
-  Args:
-    correlation: p.
-    losses: model -> final loss of each run; run r has the same data for all. Runs in which any
-      model diverged are left out.
-    draws: of the bootstrap over runs.
-
-  Returns:
-    `difference` of the means (second − first) with its percentile interval, the bootstrap
-    `probability` that the second's mean is lower, the `share` of runs in which its loss is lower
-    with its exact interval, and `ratio_of_std` (second / first) with its percentile interval and
-    the bootstrap `probability_std` that the second spreads less.
-  """
-  models = list(losses)
-  kept_R = np.isfinite(np.stack(list(losses.values()))).all(0)
-  loss_GxR = np.stack([losses[m][kept_R] for m in models])
-  means_GxD = statistics.bootstrap(loss_GxR, draws=draws)
-  std_GxD = statistics.bootstrap(loss_GxR, np.std, draws)
-  rows = []
-  for i in range(len(models)):
-    for j in range(i + 1, len(models)):
-      lower = int((loss_GxR[j] < loss_GxR[i]).sum())
-      low, high = statistics.percentile_interval(means_GxD[j] - means_GxD[i])
-      least, largest = statistics.share_interval(lower, loss_GxR.shape[1])
-      rows.append(
-        {"correlation": correlation, "first": models[i], "second": models[j]}
-        | {"runs": loss_GxR.shape[1]}
-        | {"difference": float((loss_GxR[j] - loss_GxR[i]).mean()), "low": low, "high": high}
-        | {"probability": statistics.probability_below(means_GxD[j], means_GxD[i])}
-        | {"share": lower / loss_GxR.shape[1], "share_low": least, "share_high": largest}
-        | _spread(loss_GxR[i], loss_GxR[j], std_GxD[i], std_GxD[j])
-      )
-  return rows
-
-
-def _spread(
-  first_R: np.ndarray, second_R: np.ndarray, first_D: np.ndarray, second_D: np.ndarray
-) -> dict[str, float | None]:
-  names = ("ratio_of_std", "ratio_low", "ratio_high", "probability_std")
-  if not (first_R.std() > 0 and (first_D > 0).all()):
-    return dict.fromkeys(names)
-  low, high = statistics.percentile_interval(second_D / first_D)
-  values = (float(second_R.std() / first_R.std()), low, high)
-  return dict(zip(names, (*values, statistics.probability_below(second_D, first_D)), strict=True))
-
-
-def curve_summary(
-  curves_KxR: np.ndarray, level: float = statistics.LEVEL
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Mean over runs at each epoch and the ends of its interval, by Student's t; each (K,)."""
-  estimates = [statistics.over_seeds(c[np.isfinite(c)], level=level) for c in curves_KxR]
-  mean_K = np.array([e.value for e in estimates])
-  half_K = np.array([e.half_seeds or 0.0 for e in estimates])
-  return mean_K, mean_K - half_K, mean_K + half_K
-
-
-def markdown(
-  figure_2: Sequence[Mapping[str, Any]],
-  rows: Sequence[Mapping[str, Any]],
-  pairs: Sequence[Mapping[str, Any]],
-  untuned: Sequence[str] = (),
-) -> str:
-  """The study as Markdown, beside what the paper's figures show."""
-  number = tables.number
-  parts = []
-  if figure_2:
-    lines = [
-      [
-        f"{r['cosine']:g}",
-        number(r["mean"], 3) + tables.plus_minus(r["half"], 3),
-        f"{number(r['low'], 3)} to {number(r['high'], 3)}",
-        number(r["paper"], 2),
-      ]
-      for r in figure_2
-    ]
-    header = ("p", "label correlation, mean", "middle 95 % of data sets", "paper")
-    parts += ["### Figure 2: correlation of labels", tables.markdown(header, lines)]
-  header = ("p, model", "mean loss", "95 % interval", "median", "std", "middle half")
-  header += ("5 % to 95 %", "largest", "paper, figure 4")
-  lines = [
-    [
-      f"{r['correlation']:g}, {r['model']}"
-      + (f" ({r['diverged']} diverged)" if r["diverged"] else ""),
-      number(r["mean"]),
-      f"{number(r['mean_low'])} to {number(r['mean_high'])}",
-      number(r["median"]),
-      number(r["std"]),
-      number(r["interquartile_range"]),
-      number(r["range_5_to_95"]),
-      number(r["largest"]),
-      number(r["paper_loss"], 3),
-    ]
-    for r in rows
-  ]
-  parts += ["### Figures 4 and 5: final loss", tables.markdown(header, lines)]
-  header = ("p, pair", "difference of means", "95 % interval", "P(lower mean)")
-  header += ("lower in … of runs", "ratio of std", "P(lower std)")
-  lines = [
-    [
-      f"{r['correlation']:g}, {r['second']} against {r['first']}",
-      tables.signed(r["difference"]),
-      f"{tables.signed(r['low'])} to {tables.signed(r['high'])}",
-      number(r["probability"], 3),
-      f"{number(100 * r['share'], 0)} % ({number(100 * r['share_low'], 0)} to "
-      f"{number(100 * r['share_high'], 0)})",
-      tables.NOTHING
-      if r["ratio_of_std"] is None
-      else f"{number(r['ratio_of_std'], 2)} ({number(r['ratio_low'], 2)} to "
-      f"{number(r['ratio_high'], 2)})",
-      number(r["probability_std"], 3),
-    ]
-    for r in pairs
-  ]
-  if lines:
-    parts += ["### Orderings", tables.markdown(header, lines)]
-  runs = max(r["runs"] + r["diverged"] for r in rows)
-  text = (
-    f"{runs} runs of each model and p. The loss is the mean over both tasks of the squared error "
-    "on test rows, by the weights of the best validation epoch. Intervals, and P, come from "
-    "resampling runs, the same for all models. The paper's values are read off its figures by eye, "
-    "and it does not give the scale of its labels: compare orders, ratios and spread."
-  )
-  if untuned:
-    text += f" With the config's own learning rate, not searched: {', '.join(untuned)}."
-  return "\n\n".join([*parts, text]) + "\n"
 
 
 def run_search(
@@ -287,7 +85,7 @@ def run_search(
       was_there = studies.is_done(folder)
       splits = [made[m["seed"]][1] for m in members]
       done = studies.train(config, members, folder, made_of, splits=splits, schema=made[0][0])
-      loss_RATExS = final_losses(done["results"], "validation").reshape(len(RATES), seeds)
+      loss_RATExS = figures.final_losses(done["results"], "validation").reshape(len(RATES), seeds)
       loss[model].append(loss_RATExS.mean(1))
       progress.done(f"{model} at p = {correlation:g}", not was_there)
   chosen = studies.read_settings(path)
@@ -325,7 +123,7 @@ def run_study(
     m: override(create_config(m, epochs), chosen[m]["settings"] if m in chosen else {})
     for m in models
   }
-  figure_2 = label_correlations(FIGURE_2, label_seeds, size.rows) if label_seeds else []
+  figure_2 = figures.label_correlations(FIGURE_2, label_seeds, size.rows) if label_seeds else []
   starts = range(0, runs, members)
   progress = studies.Progress(len(correlations) * len(starts) * len(models))
   rows, pairs, listed, curves = [], [], [], {}
@@ -349,16 +147,16 @@ def run_study(
           splits=[splits for _, splits in made],
           schema=made[0][0] if made else None,
         )
-        loss_M = final_losses(done["results"], "test")
+        loss_M = figures.final_losses(done["results"], "test")
         losses[model].append(loss_M)
         of_p[model].append(mean_curves(folder))
         listed.append({"correlation": correlation, "model": model, "start": start, **done})
         what = f"p = {correlation:g}, {model}, runs {seeds[0]} to {seeds[-1]}"
         progress.done(f"{what}: loss {np.nanmean(loss_M):.4f}", not was_there)
     of_models = {model: np.concatenate(parts) for model, parts in losses.items()}
-    rows += summarise(correlation, of_models)
-    pairs += compare(correlation, of_models)
-    curves[correlation] = {model: join_curves(parts) for model, parts in of_p.items()}
+    rows += figures.summarise(correlation, of_models)
+    pairs += figures.compare(correlation, of_models)
+    curves[correlation] = {model: figures.join_curves(parts) for model, parts in of_p.items()}
   content = {
     "machine": studies.machine(),
     "wall_seconds": sum(p["seconds"] for p in listed),
@@ -368,7 +166,7 @@ def run_study(
     "pairs": pairs,
     "curves": {
       f"{p:g}": {
-        model: dict(zip(("mean", "low", "high"), curve_summary(curves_KxR), strict=True))
+        model: dict(zip(("mean", "low", "high"), figures.curve_summary(curves_KxR), strict=True))
         for model, curves_KxR in of_models.items()
       }
       for p, of_models in curves.items()
@@ -377,13 +175,6 @@ def run_study(
   }
   write(content, curves, [m for m in models if m not in chosen], out)
   return content
-
-
-def join_curves(parts: Sequence[np.ndarray]) -> np.ndarray:
-  """Curves (K, R) of all runs, from those of populations; one that stopped early keeps its last."""
-  epochs = max(map(len, parts))
-  longer = [np.pad(p, ((0, epochs - len(p)), (0, 0)), mode="edge") for p in parts]
-  return np.concatenate(longer, 1)
 
 
 def write(
@@ -402,7 +193,7 @@ def write(
   """
   studies.write_json(os.path.join(out, "table.json"), content)
   write_atomically(os.path.join(out, "table.csv"), tables.comma_separated(content["rows"]))
-  text = markdown(content["figure_2"], content["rows"], content["pairs"], untuned)
+  text = figures.markdown(content["figure_2"], content["rows"], content["pairs"], untuned)
   write_atomically(os.path.join(out, "table.md"), text)
   print(text)
   if content["figure_2"]:
@@ -411,7 +202,7 @@ def write(
     path = os.path.join(out, "figure_2.png")
     plots.correlations(path, measured, published.LABEL_CORRELATION, title)
   panels = {
-    f"p = {p:g}": {m: curve_summary(c) for m, c in of_models.items()}
+    f"p = {p:g}": {m: figures.curve_summary(c) for m, c in of_models.items()}
     for p, of_models in curves.items()
   }
   title = "Figure 4: mean loss and its 95 % interval"
@@ -419,7 +210,7 @@ def write(
   final: dict[str, dict[str, np.ndarray]] = {}
   for p in content["populations"]:
     of_p = final.setdefault(f"p = {p['correlation']:g}", {})
-    loss_M = final_losses(p["results"], "test")
+    loss_M = figures.final_losses(p["results"], "test")
     of_p[p["model"]] = np.append(of_p.get(p["model"], []), loss_M[np.isfinite(loss_M)])
   title = "Figure 5: final loss of each run (dotted: mean)"
   plots.histograms(os.path.join(out, "figure_5.png"), final, title, "squared error, test rows")

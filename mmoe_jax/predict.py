@@ -9,7 +9,7 @@ import pandas as pd
 from absl import flags
 from ml_collections import ConfigDict
 
-from mmoe_jax import cache, checkpoint, errors, evaluate, models, workdirs
+from mmoe_jax import cache, checkpoint, errors, evaluate, models, parallel, workdirs
 from mmoe_jax.data import Schema, Task
 from mmoe_jax.table import floats_as_csv, read_table, write_atomically
 
@@ -36,7 +36,8 @@ class Predictor:
       self.model = models.create_model(config.model, self.schema)
     except (AttributeError, KeyError, TypeError) as error:
       raise errors.UserError(f"{workdir}: config.json is broken: {error}") from error
-    self._predict = evaluate.make_predict(self.model)
+    options = parallel.cpu_options()
+    self._predict = jax.jit(evaluate.make_predict(self.model), compiler_options=options)
     with checkpoint.Checkpoints(workdir, read_only=True) as saver:
       variables = saver.restore_best(self._variables_like((members,) if members else ()))
     errors.require(variables is not None, f"{workdir}: no checkpoint here; has the run begun?")

@@ -1,5 +1,6 @@
 """A run: loads the data, trains, logs, saves, evaluates. The rim around the engine: all I/O."""
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -132,7 +133,8 @@ def _create_run(config: Any, schema: data.Schema, split: data.Split | data.Store
       losses.append(jax.device_get(losses_SxT))
     return state, np.concatenate(losses)
 
-  return _Run(state, train_epoch, jax.jit(learner.assess), jax.jit(learner.measure), rows, devices)
+  jit = functools.partial(jax.jit, compiler_options=parallel.cpu_options())
+  return _Run(state, train_epoch, jit(learner.assess), jit(learner.measure), rows, devices)
 
 
 def _warm_start(state: State, workdir: str, schema: data.Schema) -> State:

@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 
 from configs import smoke
 from data_prep import census_income
+from mmoe_jax import population
 from tests import census_rows
 
 # (B,) + (B, 1) is a bug that broadcasting would hide.
@@ -68,3 +69,13 @@ def config(prepared) -> ConfigDict:
     config.optimizer[group].schedule = "constant"
     config.optimizer[group].learning_rate = 5e-3
   return config
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+  """Puts made-up trainings in the place of populations."""
+  from tests.made_up_trainings import MadeUp  # With scikit-learn, which few tests need.
+
+  training = MadeUp()
+  monkeypatch.setattr(population, "train_population", training)
+  return training
