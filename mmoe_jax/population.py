@@ -112,6 +112,7 @@ def train_population(
     states = run.fetch()
     saver.save(epoch, states, states.best.variables)
     results = run.evaluate(errors_M, workdir, save_logits, report_on)
+    run.release()
     _add_training(results, states.best.epoch, log.records)
     rates = [r["rows_per_second"] for r in log.records]
     summary = {
@@ -167,6 +168,11 @@ class _Run:
     self.states = init((), self._of_members | self._own, self._shared)
     arguments = self._arguments(0, [True] * len(members))
     self._train_epoch = self._compile(self._epoch, self.states, *arguments)
+
+  def release(self) -> None:
+    """Gives the data back at once: what was compiled refers to the run, and the run to its data."""
+    jax.tree.map(lambda a: a.delete(), (self._own, self._shared))
+    self.splits = []
 
   def fetch(self) -> engine.State:
     """The states on the host, (M, …)."""

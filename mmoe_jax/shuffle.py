@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mmoe_jax.hashing import scramble
+
 Array = jax.Array
 _ROUNDS = 8
 
@@ -30,7 +32,7 @@ def permutation(key: Array, n: int) -> Array:
   def encrypt(x: Array) -> Array:
     left, right = x >> half, x & mask
     for i in range(_ROUNDS):
-      left, right = right, left ^ (_mix(right ^ round_keys[i]) & mask)
+      left, right = right, left ^ (scramble(right ^ round_keys[i]) & mask)
     return (left << half) | right
 
   start = encrypt(jnp.arange(n, dtype=jnp.uint32))
@@ -38,10 +40,3 @@ def permutation(key: Array, n: int) -> Array:
     lambda x: (x >= n).any(), lambda x: jnp.where(x >= n, encrypt(x), x), start
   )
   return walked.astype(jnp.int32)
-
-
-def _mix(x: Array) -> Array:
-  """A 32-bit finaliser (the constants of MurmurHash3): every input bit reaches every output."""
-  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-  return x ^ (x >> 16)

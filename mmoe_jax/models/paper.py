@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mmoe_jax.errors import require
-from mmoe_jax.layers import FeatureEmbedding, Finish, Gate, Mlp, ensemble, is_on
+from mmoe_jax.layers import FeatureEmbedding, Finish, Gate, Mlp, ensemble, is_on, mixture
 from mmoe_jax.models.base import BottomModel, ExpertModel
 from mmoe_jax.models.parts import TuckerDense
 
@@ -179,7 +179,7 @@ class OMoE(ExpertModel):
     gate_BxE = Gate(self.experts, self.gate_hidden, name="gating")(x_BxD, train)
     gates_TxBxE = jnp.repeat(gate_BxE[None], self.tasks, axis=0)
     self.sow("intermediates", "gates", gates_TxBxE)
-    mixed_TxBxH = jnp.einsum("tbe,ebh->tbh", gates_TxBxE, experts_ExBxH)
+    mixed_TxBxH = mixture(gates_TxBxE, experts_ExBxH)
     return self.to_logits(mixed_TxBxH, train)
 
 
@@ -228,7 +228,7 @@ class MMoE(ExpertModel):
     )
     gates_TxBxE = gating(x_BxD, train, self._visible_TxE())
     self.sow("intermediates", "gates", gates_TxBxE)
-    mixed_TxBxH = jnp.einsum("tbe,ebh->tbh", gates_TxBxE, experts_ExBxH)
+    mixed_TxBxH = mixture(gates_TxBxE, experts_ExBxH)
     return self.to_logits(mixed_TxBxH, train)
 
   def _visible_TxE(self) -> Array | None:

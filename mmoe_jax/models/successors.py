@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmoe_jax.errors import require
-from mmoe_jax.layers import Gate, ensemble, is_on
+from mmoe_jax.layers import Gate, ensemble, is_on, mixture
 from mmoe_jax.models.base import BottomModel, ExpertModel
 from mmoe_jax.models.parts import AttentionTransfer, Connections, SelectGate
 
@@ -74,7 +74,7 @@ class CGC(ExpertModel):
       gate = Gate(len(owner_E), self.gate_hidden, name=f"shared_gating_{level}")
       shared_BxE = gate(x if first else x[tasks], train)
       gates_GxBxE = jnp.concatenate([gates_GxBxE, shared_BxE[None]])
-    return jnp.einsum("gbe,ebh->gbh", gates_GxBxE, experts_ExBxH)
+    return mixture(gates_GxBxE, experts_ExBxH)
 
 
 class PLE(CGC):
@@ -232,7 +232,7 @@ class DSelectK(ExpertModel):
     self.sow("intermediates", "gates", gates_TxBxE)
     if train:
       self._sow_penalties(r_TxBxKxE)
-    mixed_TxBxH = jnp.einsum("tbe,ebh->tbh", gates_TxBxE, experts_ExBxH)
+    mixed_TxBxH = mixture(gates_TxBxE, experts_ExBxH)
     return self.to_logits(mixed_TxBxH, train)
 
   @nn.nowrap
