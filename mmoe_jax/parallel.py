@@ -189,7 +189,7 @@ class Members:
 
     def split(a: Any) -> np.ndarray:
       a = np.asarray(a)
-      padded = np.concatenate([a, np.repeat(a[-1:], lacking, 0)])
+      padded = np.concatenate([a, np.repeat(a[-1:], lacking, 0)]) if lacking else a
       return padded.reshape(self.devices, self._each, *a.shape[1:])
 
     return self._on.spread(jax.tree.map(split, tree))
