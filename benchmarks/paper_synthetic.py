@@ -38,7 +38,7 @@ RATE = "optimizer.dense.learning_rate"
 # Of validation rows where they are measured each epoch, else of the training steps.
 CURVES = ("validation/{task}/mse", "train/{task}/loss")
 FIGURE_2 = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
-FIGURE_2_ROWS = 20_000  # Of a data set there: sampling moves a correlation by 0.007 at most.
+FIGURE_2_ROWS = 20_000  # Of a data set there: the standard error is 0.007 at most.
 SEARCH_SEED = 1_000_000  # The search's data are none of the study's.
 TASKS = ("task_1", "task_2")
 

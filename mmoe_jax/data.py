@@ -69,7 +69,7 @@ class StoredSplit:
     return self._rows
 
   def read(self, ranges: Sequence[tuple[int, int]]) -> Split:
-    """The rows from each start up to its end, one range after the other, without slices."""
+    """The rows from each start up to its end, one range after the other."""
     rows = sum(end - start for start, end in ranges)
     schema = self._schema
     features = {
@@ -78,6 +78,8 @@ class StoredSplit:
     }
     labels = np.empty((rows, len(schema.tasks)), np.float32)
     weights = np.empty(rows, np.float32)
+    slices = {s.name: np.empty(rows, bool) for s in schema.slices}
+    numbers = [n.name for n in self._full.numeric]
     # Opened anew, so that pages which were read do not count as ours for good.
     stored = {field: _open(self._directory, field) for field in _FIELDS}
     at = 0
@@ -87,9 +89,11 @@ class StoredSplit:
       here = slice(at, at + len(arrays.weights))
       for name, values in schema.features(arrays).items():
         features[name][here] = values
+      for s in schema.slices:
+        slices[s.name][here] = taken["numbers"][:, numbers.index(s.column)] >= s.at_least
       labels[here], weights[here] = arrays.labels, arrays.weights
       at = here.stop
-    return Split(features, labels, weights, {})
+    return Split(features, labels, weights, slices)
 
 
 def _pieces(ranges: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:

@@ -36,7 +36,9 @@ def table(results: dict[str, Any], workdir: str) -> str:
       values = [results[split][f"{task}/{metric}"] for split in SPLITS]
       cells = "".join(f"{'undefined' if v is None else format(v, '.4f'):>12}" for v in values)
       lines.append(f"{task:<18}{metric:<{wide}}{cells}")
-  lines += [f"undefined: {name}: {reason}" for name, reason in results["notes"].items()]
+  # A note on a split says what it was measured on, any other why a metric is undefined.
+  for name, note in results["notes"].items():
+    lines.append(f"{name}: {note}" if name in SPLITS else f"undefined: {name}: {note}")
   rate, rows = results["rows_per_second"], results["train_rows"]
   epoch = f"{rows / rate:.2f} s an epoch, {rate:,.0f} rows a second, " if rate else ""
   lines.append(

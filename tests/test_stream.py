@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from mmoe_jax import data, parallel, population, stream, train
+from mmoe_jax import data, parallel, population, report, stream, train
 from mmoe_jax.errors import UserError
 from tests.test_train import leaves_equal, restored
 
@@ -50,6 +50,8 @@ def test_stored_rows_are_those_that_loading_gives(stored, whole):
   expected = np.concatenate([rows_of(whole)[a:b] for a, b in ranges])
   np.testing.assert_array_equal(rows_of(stored.read(ranges)), expected)
   taken = stored.read(ranges)
+  older = [whole.slices["16_and_over"][a:b] for a, b in ranges]
+  np.testing.assert_array_equal(taken.slices["16_and_over"], np.concatenate(older))
   assert taken.features["ids"].dtype == whole.features["ids"].dtype
   held = [*taken.features.values(), taken.labels, taken.weights]
   assert sum(a.nbytes for a in held) == len(taken) * stored.row_bytes
@@ -102,6 +104,7 @@ def test_a_streamed_run_learns_what_a_resident_one_does(config, stored, tmp_path
   assert streamed["train_rows"] == ROWS
   assert streamed["notes"] == {"train": "measured on 334 rows of it, at random"}
   assert resident["notes"] == {}
+  assert "\ntrain: measured on 334 rows" in report.table(streamed, "w")
   auc = "income_50k/auc"
   assert abs(streamed["test"][auc] - resident["test"][auc]) < 0.02
   assert resident["test"][auc] > 0.8
