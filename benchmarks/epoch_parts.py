@@ -55,22 +55,23 @@ def programs(config: Any, schema: data.Schema, rows: int) -> dict[str, tuple[Pro
     """The engine's epoch, with another step in it."""
 
     def stepped(carry: Any, batch: Any, key: Array, shard: Array) -> tuple[Any, Array]:
-      # Dropout draws anew in each step, as in training: by what the batch holds.
-      return step(carry, batch, jax.random.fold_in(key, batch["features"]["ids"][0, 0])), shard
+      held, number = carry  # Dropout draws anew in each step, as in training.
+      return (step(held, batch, jax.random.fold_in(key, number)), number + 1), shard
 
     epoch = engine.make_train_epoch(stepped, config.train.batch_size, 1, config.train.shuffle)
-    return lambda *arguments: epoch(*arguments)[0]
+    return lambda held, *rest: epoch((held, jnp.int32(0)), *rest)[0][0]
 
   def loss(params: Any, batch: Any, key: Array, train: bool) -> Array:
-    logits_BxO = learner.model.apply(
+    logits_BxO, updated = learner.model.apply(
       {"params": params, "batch_stats": stats},
       batch["features"],
       train=train,
       rngs={"dropout": key},
       mutable=["batch_stats", "losses"],
-    )[0]
+    )
     weights_BxT = losses.label_weights(batch["labels"], batch["weights"])
-    return losses.weighted_mean(loss_of(logits_BxO, batch["labels"]), weights_BxT).sum()
+    losses_T = losses.weighted_mean(loss_of(logits_BxO, batch["labels"]), weights_BxT)
+    return losses_T.sum() + sum(jax.tree.leaves(updated.get("losses", {})))
 
   def shuffle(carry: Array, arrays: Any, key: Array, shard: Array) -> Array:
     return carry + permutation(key, len(arrays["labels"])).sum() + shard
@@ -220,7 +221,8 @@ def main(argv: list[str]) -> None:
   for batch_size in sizes:
     config.train.batch_size = batch_size
     named = {name: (*pair, arrays) for name, pair in programs(config, schema, rows).items()}
-    w_DxH = jax.random.normal(jax.random.key(0), (inputs, units)) / math.sqrt(inputs * units) ** 0.5
+    # Of norm 1 at most, so that a chain of products neither grows nor ends.
+    w_DxH = jax.random.normal(jax.random.key(0), (inputs, units)) / (inputs**0.5 + units**0.5)
     named["products"] = (product_chain, jnp.ones((batch_size, inputs)), {"w": w_DxH})
     seconds = measure(named, _ROUNDS.value)
     products = (seconds.pop("products"), 2 * PRODUCTS * 2 * batch_size * inputs * units)

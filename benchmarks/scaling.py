@@ -72,9 +72,11 @@ def measure(axis: str, size: int, data_dir: str, rounds: int) -> dict[str, Any]:
   if axis not in ("rows", "members"):
     rows = int(np.clip(_ENOUGH // kernels, least, rows))
   arrays = jax.tree.map(lambda a: a[:rows], arrays)
+  del splits  # Beside the devices' copy, no other may count as memory that training needs.
   members = parallel.Members(size if axis == "members" else 1)
   train = _members(config, schema, arrays, members) if axis == "members" else None
   train = train or _alone(config, schema, arrays, size if axis == "devices" else 1)
+  del arrays
   rates = []
   for number in range(rounds + 1):
     start = time.perf_counter()
@@ -188,13 +190,13 @@ def main(argv: list[str]) -> None:
     return
   for axis in _AXES.value:
     require_known(axis, AXES, "a name in --axes")
-  points = []
+  points, machine = [], studies.machine()
   for axis in _AXES.value:
     for size in AXES[axis]:
       points.append(in_a_process(axis, size, _DATA_DIR.value, _ROUNDS.value))
       print(f"{axis} {size}: {points[-1]['median']:,.0f} rows a second", flush=True)
-  machine = studies.machine()
-  studies.write_json(os.path.join(_OUT.value, "table.json"), {"machine": machine, "points": points})
+      found = {"machine": machine, "points": points}
+      studies.write_json(os.path.join(_OUT.value, "table.json"), found)
   text = markdown(points, machine)
   write_atomically(os.path.join(_OUT.value, "table.md"), text)
   plots.scaling(os.path.join(_OUT.value, "scaling.png"), points)

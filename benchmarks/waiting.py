@@ -6,6 +6,7 @@ Whole processes where a user would start one, else calls in this one; medians of
 --out and, beside it, the same as Markdown.
 """
 
+import functools
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
@@ -46,7 +48,10 @@ def run(*command: str, **environment: str) -> float:
 
 
 def start_up(config_file: str, data_dir: str, folder: str, programs: str) -> dict[str, float]:
-  """Seconds of a whole run of one epoch, and of it until the first step."""
+  """Seconds of a whole run of one epoch, and of it until the log of the epoch, less its training.
+
+  The second is the time until the first step and that of measuring the validation rows.
+  """
   shutil.rmtree(folder, ignore_errors=True)
   began = time.time()
   arguments = ("--config", config_file, "--workdir", folder, "--config.train.epochs=1")
@@ -54,11 +59,10 @@ def start_up(config_file: str, data_dir: str, folder: str, programs: str) -> dic
     *("-m", "mmoe_jax.main", *arguments, f"--config.data_dir={data_dir}"),
     XDG_CACHE_HOME=programs,
   )
-  # The log is written once the epoch has ended and validation rows are measured.
   logged = os.stat(os.path.join(folder, "metrics.jsonl")).st_mtime
   results = workdirs.read_results(folder)
   epoch = results["train_rows"] / results["rows_per_second"]
-  return {"whole": whole, "first_step": logged - began - epoch}
+  return {"whole run": whole, "until the first epoch is logged, less it": logged - began - epoch}
 
 
 def preparing(paths: list[str], folder: str) -> dict[str, float]:
@@ -77,36 +81,55 @@ def preparing(paths: list[str], folder: str) -> dict[str, float]:
   }
 
 
-def evaluating(predictor: Predictor, splits: Mapping[str, data.Split]) -> dict[str, float]:
-  """Seconds of measuring: validation rows as after an epoch, and all views of all splits."""
-  measure = evaluate.make_evaluate(predictor.model, predictor.schema.tasks)
-  devices = parallel.Devices(1)
+def create(config: Any, schema: data.Schema, split: data.Split) -> tuple[Any, engine.State]:
+  """The learner of a run and its first state."""
+  learner = engine.create_learner(config, schema, engine.steps_per_epoch(config, len(split)))
+  sample = {name: a[:1] for name, a in split.features.items()}
+  init = jax.jit(learner.init, compiler_options=parallel.RUN_ONCE)
+  return learner, init(jax.random.key(config.seed), sample)
+
+
+def evaluating(
+  config: Any, schema: data.Schema, splits: Mapping[str, data.Split]
+) -> dict[str, float]:
+  """Seconds of what a run measures: after an epoch, that epoch, and all views of all splits."""
+  learner, state = create(config, schema, splits["train"])
+  devices, key = parallel.Devices(1), jax.random.key(0)
   place = lambda split, views: evaluate.place(evaluate.eval_arrays(split, views), devices)
   validation = place(splits["validation"], False)
-  every = {name: place(split, True) for name, split in splits.items()}
-  calls = {
-    "validation, each row once": lambda: measure(predictor.variables, validation),
-    **{
-      f"{name}, all views": lambda arrays=arrays: measure(predictor.variables, arrays)
-      for name, arrays in every.items()
-    },
-  }
+  jit = functools.partial(jax.jit, compiler_options=parallel.cpu_options())
+  assess, measure = jit(learner.assess), jit(learner.measure)
+  calls = {"validation, after an epoch": lambda: assess(state, validation, np.int32(1))}
+  for name, split in splits.items():
+    arrays = place(split, True)
+    calls[f"{name}, all views"] = lambda arrays=arrays: measure(state.best.variables, arrays)
+  arrays = devices.replicate(engine.train_arrays(splits["train"], config))
+  epoch = devices.compile(learner.epoch, state, arrays, key)
+  held = [jax.tree.map(jnp.copy, state)]
+
+  def train() -> Any:
+    held.append(epoch(held.pop(), arrays, key)[0])
+    return held
+
+  calls["an epoch of training"] = train
   for call in calls.values():
     clock(call)
-  return {name: clock(call) for name, call in calls.items()}
+  return {name: float(np.median([clock(call) for _ in range(5)])) for name, call in calls.items()}
 
 
-def saving(predictor: Predictor, folder: str) -> dict[str, float]:
+def saving(
+  config: Any, schema: data.Schema, splits: Mapping[str, data.Split], folder: str
+) -> dict[str, float]:
   """Seconds that a save holds training up, and until it is on disk."""
-  state = engine.Best(predictor.variables, np.float32(0), np.int32(0))
+  _, state = create(config, schema, splits["train"])
   shutil.rmtree(folder, ignore_errors=True)
   start = time.perf_counter()
   with checkpoint.Checkpoints(folder) as saver:
-    saver.save(1, state, state)  # Makes its threads.
+    saver.save(1, state, state.best.variables)  # Makes its threads.
     first = time.perf_counter() - start
     saver.wait()
     start = time.perf_counter()
-    saver.save(2, state, state)
+    saver.save(2, state, state.best.variables)
     held = time.perf_counter() - start
     saver.wait()
     done = time.perf_counter() - start
@@ -159,9 +182,9 @@ def main(argv: list[str]) -> None:
       note("preparing", preparing(paths, folder))
       predictor = Predictor(place("run"))
       config = ConfigDict(workdirs.read_config(place("run")))
-      _, splits = data.load(_DATA_DIR.value, **config.data)
-      note("evaluating", evaluating(predictor, splits))
-      note("saving", saving(predictor, place("saved")))
+      schema, splits = data.load(_DATA_DIR.value, **config.data)
+      note("evaluating", evaluating(config, schema, splits))
+      note("saving", saving(config, schema, splits, place("saved")))
       note("scoring", scoring(predictor, splits, paths[1], folder))
   found = {name: float(np.median(values)) for name, values in rounds.items()}
   machine = studies.machine()

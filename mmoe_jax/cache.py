@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import stat
 
 PROGRAMS = "programs"
 
@@ -20,7 +21,7 @@ def keep_programs() -> None:
   They lie in `programs/MACHINE`, a folder for each kind of processor, as a home directory may be
   shared by several. JAX's own settings have the last word: $JAX_COMPILATION_CACHE_DIR names another
   place, JAX_ENABLE_COMPILATION_CACHE=false none. Where the folder cannot be written, nothing is
-  kept. Whoever can write there can have code run as the user, so it is for its owner alone.
+  kept; nor where others can write, as what lies there is run. It may be deleted at any time.
   """
   import jax  # Not above: data preparation needs the folder, and no JAX.
 
@@ -29,7 +30,9 @@ def keep_programs() -> None:
   path = folder(PROGRAMS, _machine())
   with contextlib.suppress(OSError):
     os.makedirs(path, mode=0o700, exist_ok=True)
-    if os.access(path, os.W_OK | os.X_OK):
+    state = os.stat(path)
+    own = state.st_uid == os.getuid() and not state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if own and os.access(path, os.W_OK | os.X_OK):
       jax.config.update("jax_compilation_cache_dir", path)
       # What compiles faster than it is read is not worth a file.
       jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

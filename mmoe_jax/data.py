@@ -1,4 +1,4 @@
-"""Loading prepared data for one run. NumPy and pandas only.
+"""Loading prepared data for one run. NumPy, pandas and Arrow only.
 
 The schema's names are here too, so that `data.Task` and the like are all that callers need.
 """

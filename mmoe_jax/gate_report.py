@@ -20,7 +20,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from mmoe_jax import cache, data, errors, evaluate, gates, logs, workdirs
+from mmoe_jax import cache, data, errors, evaluate, gates, logs, stream, workdirs
 from mmoe_jax.errors import UserError, require, require_known
 from mmoe_jax.predict import Predictor
 from mmoe_jax.table import write_atomically
@@ -63,7 +63,8 @@ def measure(
   path = os.path.join(directory, "schema.json")
   require(os.path.exists(path), f"{directory}: no prepared data here; name its folder with --data")
   groups = _groups(directory, split, data.Schema.restore(path), by)
-  schema, splits = data.load(directory, **config.data)
+  budget = math.inf if split == "train" else stream.budget(config)
+  schema, splits = data.load(directory, **config.data, budget=budget)
   for what in ("id_features", "numeric"):
     require(
       getattr(schema, what) == getattr(predictor.schema, what),
@@ -297,8 +298,8 @@ def _logged(
   return [
     {name: x for name, x in record.items() if name == "epoch" or name.startswith(gates.PREFIX)}
     for record in records
-    # A member that had stopped has NaN there.
-    if all(math.isfinite(record.get(name, math.nan)) for name in needed)
+    # A member that had stopped has nothing there.
+    if all(record.get(name) is not None for name in needed)
   ]
 
 

@@ -37,7 +37,7 @@ def auc(logits_N: Array, labels_N: Array, weights_N: Array) -> Array:
   positive_N = labels_N == 1
   won_N = jnp.where(positive_N, weights_N, 0.0)
   lost_N = jnp.where(positive_N, 0.0, weights_N)
-  lost_N = jnp.round(lost_N * (2.0**30 / jnp.maximum(lost_N.sum(), 1e-37))).astype(jnp.int32)
+  lost_N = jnp.round(lost_N * (2.0**30 / jnp.maximum(lost_N.sum(), 1e-28))).astype(jnp.int32)
   at_N = jnp.zeros_like(lost_N).at[place_N].add(lost_N)
   through_N = jnp.cumsum(at_N)
   # As floats before the sum of both, which an int32 cannot hold.

@@ -75,6 +75,9 @@ def train_population(
     UserError: for what the user can mend.
   """
   start = time.perf_counter()
+  require(
+    not config.train.memory_gib, "config.train.memory_gib: populations hold their rows in memory"
+  )
   if schema is None:
     schema, shared = data.load(config.data_dir, **config.data)
     splits = [shared]
@@ -337,9 +340,6 @@ def _check_members(
   """Raises UserError unless each member is a run that could be, and all fit one program."""
   require(len(members) > 0, "a population has at least one member")
   require(not config.train.warm_start, "config.train.warm_start: populations start from scratch")
-  require(
-    not config.train.memory_gib, "config.train.memory_gib: populations hold their rows in memory"
-  )
   for member in members:
     require(
       member.keys() == members[0].keys(),

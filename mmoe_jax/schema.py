@@ -1,4 +1,4 @@
-"""The schema of a table, and the one encoder from rows to arrays. NumPy and pandas only.
+"""The schema of a table, and the one encoder from rows to arrays. NumPy, pandas and Arrow only.
 
 Shapes: N rows, F id features, D numeric features, T tasks.
 """

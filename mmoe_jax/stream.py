@@ -55,20 +55,28 @@ class Streamed:
   """
 
   def __init__(
-    self, split: data.StoredSplit, config: Any, devices: parallel.Devices, budget: float
+    self,
+    split: data.StoredSplit,
+    schema: data.Schema,
+    config: Any,
+    devices: parallel.Devices,
+    budget: float,
   ):
-    """Splits rows into as few equal blocks as let _HELD of them fit `budget` bytes."""
+    """Splits rows into blocks of as many whole batches as let _HELD of them fit `budget` bytes."""
+    require(jax.process_count() == 1, "config.train.memory_gib: rows are streamed to one host only")
     self.rows = len(split)
-    fit = int(budget // (_HELD * split.row_bytes))
+    batch_size = config.train.batch_size
+    fit = int(budget // (_HELD * split.row_bytes * batch_size))
     require(
-      fit >= config.train.batch_size,
+      fit > 0,
       f"config.train.memory_gib is {config.train.memory_gib}: {_HELD} blocks of one batch of "
-      f"{config.train.batch_size:,} rows do not fit; allow more",
+      f"{batch_size:,} rows do not fit; allow more",
     )
-    self._blocks = math.ceil(self.rows / fit)
-    self._block_rows = math.ceil(self.rows / self._blocks)
-    self.steps = self._blocks * engine.steps_per_epoch(config, self._block_rows)
-    self._split, self._config, self._devices = split, config, devices
+    batches = math.ceil(self.rows / batch_size)
+    each = math.ceil(batches / math.ceil(batches / fit))  # Blocks of about one size.
+    self._blocks, self._block_rows = math.ceil(batches / each), each * batch_size
+    self.steps = self._blocks * each
+    self._split, self._schema, self._config, self._devices = split, schema, config, devices
     self.sample, _ = self._read(self._order(0), 0)
     placed = devices.replicate(engine.train_arrays(self.sample, config))
     shape = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding)
@@ -86,12 +94,18 @@ class Streamed:
         yield (block,), arrays
 
   def _order(self, epoch: int) -> np.ndarray:
-    """The order of an epoch's strips: from the seed and the epoch alone, as a resumed run needs."""
+    """The order of an epoch's strips: from the seed and the epoch alone, as a resumed run needs.
+
+    Epoch 0 is the sample's, which is drawn at random also where training does not shuffle.
+    """
     strips = math.ceil(self.rows / STRIP)
+    if epoch and not self._config.train.shuffle:
+      return np.arange(strips)
     return np.random.default_rng([self._config.seed, epoch]).permutation(strips)
 
   def _place(self, order: np.ndarray, block: int) -> Arrays:
     split, weights = self._read(order, block)
+    engine.check_labels(self._config, self._schema, split.labels)
     arrays = engine.train_arrays(split, self._config)
     return self._devices.replicate({**arrays, "weights": arrays["weights"] * weights})
 
@@ -105,10 +119,12 @@ class Streamed:
     return self._split.read(ranges), counts
 
 
-def create(split: data.Split | data.StoredSplit, config: Any, devices: parallel.Devices) -> Any:
+def create(
+  split: data.Split | data.StoredSplit, schema: data.Schema, config: Any, devices: parallel.Devices
+) -> Resident | Streamed:
   """The rows of a split, Resident or Streamed, as `data.load` left them under `budget(config)`."""
   if isinstance(split, data.StoredSplit):
-    return Streamed(split, config, devices, budget(config))
+    return Streamed(split, schema, config, devices, budget(config))
   return Resident(split, config, devices)
 
 

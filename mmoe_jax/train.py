@@ -117,7 +117,7 @@ def _create_run(config: Any, schema: data.Schema, split: data.Split | data.Store
   engine.check_config(config, schema)
   count = parallel.device_count(config.train.devices, config.train.batch_size)
   devices = parallel.Devices(count)
-  rows = stream.create(split, config, devices)
+  rows = stream.create(split, schema, config, devices)
   learner = engine.create_learner(config, schema, rows.steps, count, devices.axis_name)
   engine.check_labels(config, schema, rows.sample.labels)
   key = jax.random.key(config.seed)

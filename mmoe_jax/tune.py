@@ -85,6 +85,7 @@ def search(
     UserError: for what the user can mend, such as a space in which no trial can be trained.
   """
   dimensions = search_space.create_space(config, space)
+  require(not config.train.memory_gib, "config.train.memory_gib: a search holds rows in memory")
   require(trials >= 1, f"--trials={trials}: must be at least 1")
   require(round_size >= 1, f"--round={round_size}: must be at least 1")
   require(0 <= seed < 2**32, f"--seed={seed}: must be from 0 to 2^32 - 1")

@@ -12,6 +12,7 @@ import pytest
 
 from configs import smoke
 from mmoe_jax import data, evaluate, gate_report, population, predict, train
+from mmoe_jax.config import override
 from mmoe_jax.errors import UserError
 from mmoe_jax.table import read_table
 
@@ -231,14 +232,18 @@ def test_a_member_of_a_population_is_reported_as_its_own_run(prepared, tmp_path)
   config = smoke.get_config()
   config.data_dir = prepared
   config.train.devices = 1
-  config.train.epochs = 2
+  config.train.epochs = 3
+  config.select.patience = 1
   both = str(tmp_path / "both")
-  population.train_population(config, [{"seed": 4}, {"seed": 5}], both)
+  # The second member cannot get better after its first epoch, and stops while the other goes on.
+  rates = "optimizer.dense.learning_rate", "optimizer.embedding.learning_rate"
+  members = [{"seed": s, **dict.fromkeys(rates, r)} for s, r in ((4, 3e-3), (5, 0.0))]
+  population.train_population(config, members, both)
   with pytest.raises(UserError, match="a population of 2 members; name one, --member=0 to 1"):
     gate_report.measure(both)
   found = [gate_report.measure(both, member=m) for m in range(2)]
   assert found[0]["all"] != found[1]["all"]
-  config.seed = 5
+  config = override(config, members[1])
   train.train_and_evaluate(config, str(tmp_path / "alone"))
   alone = gate_report.measure(str(tmp_path / "alone"))
   for name, value in alone["all"].items():

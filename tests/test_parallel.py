@@ -42,6 +42,12 @@ def test_compiled_function_gets_its_shard_and_keeps_state_in_place(count):
     assert float(state) == 1 + step * 3 * sum(range(count))
 
 
+def test_options_that_this_xla_does_not_know_are_left_out(monkeypatch):
+  known = {"xla_cpu_multi_thread_eigen": False}
+  monkeypatch.setattr(parallel, "_CPU_OPTIONS", {"xla_cpu_no_such_option": 1, **known})
+  assert parallel.cpu_options.__wrapped__() == known
+
+
 def test_spread_and_replicate_keep_values():
   devices = parallel.Devices(8)
   array = np.arange(32).reshape(2, 16)

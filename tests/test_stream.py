@@ -1,11 +1,14 @@
 """Train rows that are streamed in blocks: every row once an epoch, whatever the budget."""
 
 import json
+import os
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
+from configs import smoke
 from mmoe_jax import data, parallel, population, report, stream, train
 from mmoe_jax.errors import UserError
 from tests.test_train import leaves_equal, restored
@@ -17,6 +20,11 @@ ROWS = 2003
 def stored(prepared) -> data.StoredSplit:
   _, splits = data.load(prepared, ("income_50k", "marital_stat"), "demo", "both", budget=1.0)
   return splits["train"]
+
+
+@pytest.fixture(scope="module")
+def schema(prepared) -> data.Schema:
+  return data.load(prepared, ("income_50k", "marital_stat"), "demo", "both")[0]
 
 
 @pytest.fixture(scope="module")
@@ -64,18 +72,22 @@ def test_long_ranges_are_read_in_pieces(stored, whole, monkeypatch):
   np.testing.assert_array_equal(rows_of(stored.read(ranges)), expected)
 
 
-@pytest.mark.parametrize("block", [128, 300, 1002, 1999])
-def test_an_epoch_has_every_row_once(config, stored, whole, block):
+@pytest.mark.parametrize(("block", "devices"), [(64, 1), (300, 1), (1002, 4), (1999, 1)])
+def test_an_epoch_has_every_row_once(config, schema, stored, whole, block, devices):
   config.train.memory_gib = budget_for(block, stored)
-  rows = stream.create(stored, config, parallel.Devices(1))
+  config.train.batch_size = 64
+  rows = stream.create(stored, schema, config, parallel.Devices(devices))
   assert rows.rows == ROWS
   orders = []
   for epoch in (1, 2, 1):
     blocks = list(rows.of_epoch(epoch))
-    assert [number for number, _ in blocks] == [(b,) for b in range(-(-ROWS // block))]
+    count = rows.steps * 64 // len(rows.sample)
+    assert [number for number, _ in blocks] == [(b,) for b in range(count)]
+    assert len(rows.sample) % 64 == 0  # Whole batches.
     arrays = [jax.device_get(a) for _, a in blocks]
     assert {len(a["labels"]) for a in arrays} == {len(rows.sample)}
     assert len(rows.sample) <= block
+    assert rows.steps * 64 - ROWS < len(rows.sample)
     # Made of the features' shapes, not their values.
     assert jax.tree.map(np.shape, arrays[0]) == jax.tree.map(lambda a: a.shape, rows.arrays)
     held = np.concatenate([table(a["features"], a["labels"], a["weights"]) for a in arrays])
@@ -90,10 +102,36 @@ def test_an_epoch_has_every_row_once(config, stored, whole, block):
   assert not np.array_equal(orders[0], orders[1])
 
 
-def test_steps_are_those_of_all_blocks(config, stored):
+def test_steps_are_those_of_all_blocks(config, schema, stored):
   config.train.memory_gib = budget_for(1002, stored)
-  rows = stream.create(stored, config, parallel.Devices(1))
-  assert rows.steps == 2 * 8  # Two blocks of 1,002 rows, in batches of 128.
+  rows = stream.create(stored, schema, config, parallel.Devices(1))
+  assert rows.steps == 3 * 6  # 16 batches of 128 rows, of which 7 fit a block.
+
+
+def test_without_shuffling_blocks_stand_as_on_disk(config, schema, stored, whole):
+  config.train.memory_gib = budget_for(400, stored)
+  config.train.shuffle = False
+  rows = stream.create(stored, schema, config, parallel.Devices(1))
+  arrays = [jax.device_get(a) for _, a in rows.of_epoch(1)]
+  labels = np.concatenate([a["labels"] for a in arrays])
+  np.testing.assert_array_equal(labels[:ROWS], whole.labels)
+
+
+def test_labels_of_every_block_are_checked(prepared, tmp_path):
+  config = smoke.get_config("esmm")
+  config.data_dir = str(tmp_path / "data")
+  config.train.devices = 1
+  config.train.batch_size = 128
+  shutil.copytree(prepared, config.data_dir)
+  path = os.path.join(config.data_dir, "train", "labels.npy")
+  labels = np.load(path)
+  names = [t.name for t in data.Schema.restore(os.path.join(prepared, "schema.json")).tasks]
+  labels[-1, names.index("education")], labels[-1, names.index("bachelors")] = 0, 1
+  np.save(path, labels)
+  _, splits = data.load(config.data_dir, **config.data, budget=1.0)
+  config.train.memory_gib = budget_for(300, splits["train"])
+  with pytest.raises(UserError, match="1 train rows have 'bachelors' without 'education'"):
+    train.train_and_evaluate(config, str(tmp_path / "w"))
 
 
 def test_a_streamed_run_learns_what_a_resident_one_does(config, stored, tmp_path):
@@ -102,9 +140,9 @@ def test_a_streamed_run_learns_what_a_resident_one_does(config, stored, tmp_path
   config.train.memory_gib = budget_for(400, stored)
   streamed = train.train_and_evaluate(config, str(tmp_path / "streamed"))
   assert streamed["train_rows"] == ROWS
-  assert streamed["notes"] == {"train": "measured on 334 rows of it, at random"}
+  assert streamed["notes"] == {"train": "measured on 384 rows of it, at random"}
   assert resident["notes"] == {}
-  assert "\ntrain: measured on 334 rows" in report.table(streamed, "w")
+  assert "\ntrain: measured on 384 rows" in report.table(streamed, "w")
   auc = "income_50k/auc"
   assert abs(streamed["test"][auc] - resident["test"][auc]) < 0.02
   assert resident["test"][auc] > 0.8

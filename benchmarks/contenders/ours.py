@@ -44,7 +44,7 @@ class Ours:
 
   def __init__(self, task: protocol.Task):
     config, self._task = config_of(task), task
-    devices = parallel.Devices(jax.device_count())
+    devices = parallel.Devices(parallel.device_count(0, task.batch_size))
     steps = engine.steps_per_epoch(config, len(task.labels))
     learner = engine.create_learner(
       config, schema_of(task), steps, devices.count, devices.axis_name

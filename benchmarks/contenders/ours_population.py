@@ -33,7 +33,9 @@ class Population:
     arguments = ((), self._seeds, self._shared)
     begin = self._members.compile(init, *arguments, at_once=1, options=parallel.RUN_ONCE)
     self._state = begin(*arguments)
-    self.parameters = sum(a.size for a in jax.tree.leaves(self._state.params)) // MEMBERS
+    self.parameters = (
+      sum(a.size for a in jax.tree.leaves(self._state.params)) // self._members.padded
+    )
     self._epoch = self._members.compile(epoch, self._state, self._seeds, self._shared)
 
   def train_epoch(self) -> int:

@@ -1,15 +1,14 @@
-"""How the benchmark and a contender talk: a word a line in, a line of JSON out."""
+"""What contenders are given and how they answer: a word a line in, a line of JSON out."""
 
 import json
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-_MARK = "\x1e"  # Before each answer: libraries print to standard output what they like.
+MARK = "\x1e"  # Before each answer: libraries print to standard output what they like.
 LEARNING_RATE = 2e-3
 DIM, EXPERTS, EXPERT_UNITS, TOWER_UNITS = 4, 8, 16, 8
 
@@ -56,8 +55,9 @@ def serve(create: Callable[[Task], Contender]) -> None:
   loaded = np.load(arrays)
   given = {name: loaded[name] for name in Task._fields if name in loaded}
   given["sizes"] = given["sizes"].tolist()
+  start = time.perf_counter()
   contender = create(Task(**given, batch_size=int(batch_size), seed=int(seed)))
-  _say(parameters=contender.parameters)
+  _say(parameters=contender.parameters, seconds=time.perf_counter() - start)
   for line in sys.stdin:
     if line.strip() == "epoch":
       start = time.perf_counter()
@@ -69,36 +69,4 @@ def serve(create: Callable[[Task], Contender]) -> None:
 
 
 def _say(**what: Any) -> None:
-  print(_MARK + json.dumps(what), flush=True)
-
-
-class Process:
-  """A contender at the other end.
-
-  Attributes:
-    hello: what it said once it was ready.
-  """
-
-  def __init__(self, command: Sequence[str]):
-    self._command = command
-    self._process = subprocess.Popen(
-      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    self.hello = self._answer()
-
-  def ask(self, word: str) -> dict[str, Any]:
-    """Its answer; raises RuntimeError when the process has ended."""
-    self._process.stdin.write(word + "\n")
-    self._process.stdin.flush()
-    return self._answer()
-
-  def close(self) -> None:
-    """Ends the process."""
-    self._process.stdin.close()
-    self._process.wait(30)
-
-  def _answer(self) -> dict[str, Any]:
-    for line in self._process.stdout:
-      if line.startswith(_MARK):
-        return json.loads(line[1:])
-    raise RuntimeError(f"{' '.join(self._command)} ended with status {self._process.wait()}")
+  print(MARK + json.dumps(what), flush=True)

@@ -1,4 +1,6 @@
-"""torch-rechub's MMOE, trained by its own trainer and data loader."""
+"""torch-rechub's MMOE, with its batch norm, trained by its own trainer and data loader."""
+
+import os
 
 import numpy as np
 import torch
@@ -9,6 +11,8 @@ from torch_rechub.utils.data import DataGenerator
 
 from benchmarks.contenders import protocol
 from benchmarks.contenders.protocol import DIM, EXPERT_UNITS, EXPERTS, TOWER_UNITS
+
+torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
 class TorchRechub:
