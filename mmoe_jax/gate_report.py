@@ -110,7 +110,7 @@ def markdown(report: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
     plots: file names of plots to show at the end.
   """
   tasks, experts, whole = report["tasks"], range(report["experts"]), report["all"]
-  member = "" if report["member"] is None else f", member {report['member']}"
+  member = "" if report.get("member") is None else f", member {report['member']}"
   lines = [
     f"# What the gates do: {report['workdir']}{member}",
     "",

@@ -237,7 +237,7 @@ def test_a_member_of_a_population_is_reported_as_its_own_run(prepared, tmp_path)
   both = str(tmp_path / "both")
   # The second member cannot get better after its first epoch, and stops while the other goes on.
   rates = "optimizer.dense.learning_rate", "optimizer.embedding.learning_rate"
-  members = [{"seed": s, **dict.fromkeys(rates, r)} for s, r in ((4, 3e-3), (5, 0.0))]
+  members = [{"seed": s, **dict.fromkeys(rates, r)} for s, r in ((4, 3e-3), (5, 1e-12))]
   population.train_population(config, members, both)
   with pytest.raises(UserError, match="a population of 2 members; name one, --member=0 to 1"):
     gate_report.measure(both)

@@ -39,16 +39,19 @@ class Process:
       self._process.stdin.flush()
     return self._answer()
 
-  def close(self) -> None:
-    """Ends the process."""
-    self._process.stdin.close()
-    self._process.wait(30)
+  def close(self) -> int:
+    """Ends the process; returns its status."""
+    with contextlib.suppress(BrokenPipeError):
+      self._process.stdin.close()
+    status = self._process.wait(30)
+    self._process.stdout.close()
+    self._errors.close()
+    return status
 
   def _answer(self) -> dict[str, Any]:
     for line in self._process.stdout:
       if line.startswith(MARK):
         return json.loads(line[1:])
-    status = self._process.wait()
     self._errors.seek(0)
     last = (self._errors.read().strip().splitlines() or ["no word"])[-1]
-    raise UserError(f"{' '.join(self._command)} ended with status {status}: {last}")
+    raise UserError(f"{' '.join(self._command)} ended with status {self.close()}: {last}")
