@@ -4,10 +4,11 @@ import os
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 from torch_rechub.basic.features import DenseFeature, SparseFeature
 from torch_rechub.models.multi_task import MMOE
 from torch_rechub.trainers import MTLTrainer
-from torch_rechub.utils.data import DataGenerator
+from torch_rechub.utils.data import PredictDataset, TorchDataset
 
 from benchmarks.contenders import protocol
 from benchmarks.contenders.protocol import DIM, EXPERT_UNITS, EXPERTS, TOWER_UNITS
@@ -37,9 +38,10 @@ class TorchRechub:
       device="cpu",
     )
     self._rows = len(task.labels)
-    self._train = _loader(task.ids, task.numbers, task.labels, task.batch_size, shuffle=True)
-    nothing = np.zeros((len(task.test_ids), tasks), np.float32)
-    self._test = _loader(task.test_ids, task.test_numbers, nothing, 8192, shuffle=False)
+    train = TorchDataset(_columns(task.ids, task.numbers), task.labels)
+    self._train = DataLoader(train, batch_size=task.batch_size, shuffle=True)
+    test = PredictDataset(_columns(task.test_ids, task.test_numbers))
+    self._test = DataLoader(test, batch_size=8192)
     self.parameters = sum(p.numel() for p in self._model.parameters())
 
   def train_epoch(self) -> int:
@@ -52,13 +54,9 @@ class TorchRechub:
     return np.asarray(self._trainer.predict(self._model, self._test))
 
 
-def _loader(
-  ids: np.ndarray, numbers: np.ndarray, labels: np.ndarray, batch_size: int, shuffle: bool
-) -> torch.utils.data.DataLoader:
+def _columns(ids: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
   columns = {f"id_{i}": ids[:, i].astype(np.int64) for i in range(ids.shape[1])}
-  columns |= {f"number_{i}": numbers[:, i] for i in range(numbers.shape[1])}
-  dataset = DataGenerator(columns, labels).dataset
-  return torch.utils.data.DataLoader(dataset, batch_size=batch_size, shuffle=shuffle)
+  return columns | {f"number_{i}": numbers[:, i] for i in range(numbers.shape[1])}
 
 
 if __name__ == "__main__":
