@@ -60,7 +60,8 @@ def _read_plain(path: str, names: Sequence[str], header: bool) -> pd.DataFrame |
   if path.endswith(".gz"):
     return None
   # Arrow takes quotes only at the very beginning of a value, and here spaces may stand before.
-  if _count(path, b'"'):
+  quotes, commas = _count(path, b'"', b",")
+  if quotes:
     return None
   text = pa.dictionary(pa.int32(), pa.string())
   try:
@@ -73,7 +74,7 @@ def _read_plain(path: str, names: Sequence[str], header: bool) -> pd.DataFrame |
   except (pa.ArrowInvalid, pa.ArrowKeyError):
     return None
   # It reads an empty line as a row of empty values.
-  if _count(path, b",") != (len(table) + header) * (len(names) - 1):
+  if commas != (len(table) + header) * (len(names) - 1):
     return None
   return table.unify_dictionaries().to_pandas().apply(_strip)
 
@@ -95,7 +96,7 @@ def _read_any(path: str, names: Sequence[str], header: bool) -> pd.DataFrame:
   # parsing; only where the count or a padded value is suspicious is every line looked at.
   commas = (len(frame) + header) * (len(names) - 1)
   padded = bool(((frame[extra] != "") | (frame[names[-1]] == "")).any())
-  if padded or _count(path, b",") != commas:
+  if padded or _count(path, b",") != [commas]:
     _require_columns(path, names)
   return frame.drop(columns=extra).apply(lambda column: column.str.rstrip().astype("category"))
 
@@ -155,9 +156,11 @@ def floats_as_csv(columns: Mapping[str, np.ndarray]) -> str:
   """Columns of floats as comma-separated text with a header; reading gives back the very floats."""
   header = io.StringIO()
   csv.writer(header, lineterminator="\n").writerow(columns)
-  # The shortest digits that give a float back: repr is faster at it than any formatting.
-  cells = [map(repr, values.tolist()) for values in columns.values()]
-  return header.getvalue() + "\n".join([*map(",".join, zip(*cells, strict=True)), ""])
+  # Arrow writes the shortest digits that give a float back.
+  body = pa.BufferOutputStream()
+  numbered = {str(i): values for i, values in enumerate(columns.values())}
+  pa_csv.write_csv(pa.table(numbered), body, pa_csv.WriteOptions(include_header=False))
+  return header.getvalue() + body.getvalue().to_pybytes().decode()
 
 
 def write_atomically(path: str, text: str) -> None:
@@ -189,9 +192,13 @@ def _open(path: str, mode: str) -> IO[Any]:
   return (gzip.open if path.endswith(".gz") else open)(path, mode, **text)
 
 
-def _count(path: str, byte: bytes) -> int:
+def _count(path: str, *of: bytes) -> list[int]:
+  """How often each byte is in a file."""
+  counts = [0] * len(of)
   with _open(path, "rb") as file:
-    return sum(block.count(byte) for block in iter(lambda: file.read(1 << 20), b""))
+    while block := file.read(1 << 20):
+      counts = [n + block.count(byte) for n, byte in zip(counts, of, strict=True)]
+  return counts
 
 
 def _require_columns(path: str, names: Sequence[str]) -> None:
