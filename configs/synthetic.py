@@ -4,10 +4,9 @@
   python -m mmoe_jax.main --config configs/synthetic.py --workdir runs/synthetic
 
 14,818 parameters. Expect a mean squared error, the mean of both tasks on test rows, of 0.17, 0.15
-and 0.15 for a correlation of 0.5, 0.9 and 1 (means of 200 runs; nine of ten lie within 0.1 of it). It
-is of the labels as they stand: their variance is 1.19, the noise's 0.01. The paper's figure 4 has
-about 0.08 for each of them, on a scale that it does not give; more epochs bring it down
-(--config.train.epochs).
+and 0.15 for a correlation of 0.5, 0.9 and 1 (means of 200 runs; nine of ten lie within about 0.1 of
+it). It is of the labels as they stand: their variance is 1.19, the noise's 0.01. The paper's figure
+4 has about 0.08 for each of them, on a scale that it does not give.
 
 The task correlation is the data's: prepare another folder for another one, and name it with
 --config.data_dir.
@@ -17,8 +16,8 @@ linear gates, Adam with the best learning rate of 1e-4, 1e-3 and 1e-2. `syntheti
 gate for both tasks; `synthetic.py:shared_bottom` has a bottom of 113 units, the width at which it
 has as many parameters as the experts and towers (without the gates). Other models keep the sizes
 that they have in census.py. The paper gives neither rows, batches nor steps: 100,000 rows, batches
-of 256 and 12 epochs are what lets 1,800 runs train in 45 minutes on two cores. On 30,000 rows models
-of this size overfit, Shared-Bottom most.
+of 256 and 12 epochs let 1,800 runs train in 45 minutes on two cores. On 30,000 rows models of this
+size overfit, Shared-Bottom most.
 """
 
 from ml_collections import ConfigDict
