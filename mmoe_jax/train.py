@@ -122,7 +122,9 @@ def _create_run(config: Any, schema: data.Schema, split: data.Split | data.Store
   engine.check_labels(config, schema, rows.sample.labels)
   key = jax.random.key(config.seed)
   sample = {name: a[:1] for name, a in rows.sample.features.items()}
-  init = jax.jit(learner.init, compiler_options=parallel.RUN_ONCE)
+  # With the options of a population's, so that a member starts as its own run would, to the bit.
+  options = {**parallel.RUN_ONCE, **parallel.cpu_options()}
+  init = jax.jit(learner.init, compiler_options=options)
   state = devices.replicate(init(key, sample))
   train_block = devices.compile(learner.epoch, state, rows.arrays, key)
 
