@@ -4,8 +4,10 @@
 which training goes on, and `best`, the variables with the best validation measure so far.
 """
 
+import contextlib
 import os
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -56,21 +58,43 @@ class Checkpoints:
   def __enter__(self) -> "Checkpoints":
     return self
 
-  def __exit__(self, *_: Any) -> None:
-    self._manager.close()
+  def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+    try:
+      with self._writing():
+        self._manager.close()
+    except UserError:
+      if kind is None:  # Else what went wrong first is what the user should hear of.
+        raise
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Turns what orbax and tensorstore raise for a full or lost disk, at a save or after it."""
+    try:
+      yield
+    except (ValueError, OSError) as error:
+      text = str(error)
+      full = "RESOURCE_EXHAUSTED" in text or "No space left" in text
+      reason = "no space left on the disk" if full else text.strip().splitlines()[0][:200]
+      raise UserError(
+        f"{self._directory}: cannot save ({reason}); make room, and the same command goes on from "
+        "the checkpoint before"
+      ) from error
 
   def save(self, epoch: int, state: Any, best: Any) -> None:
-    """Saves both items in the background, if this epoch is not saved already."""
+    """Saves both items in the background, if this epoch is not saved already.
+
+    Raises UserError when it, or the save before, could not be written.
+    """
     if self._manager.latest_step() == epoch:
       return
-    self._manager.save(
-      epoch,
-      args=ocp.args.Composite(state=ocp.args.StandardSave(state), best=ocp.args.StandardSave(best)),
-    )
+    items = {"state": ocp.args.StandardSave(state), "best": ocp.args.StandardSave(best)}
+    with self._writing():
+      self._manager.save(epoch, args=ocp.args.Composite(**items))
 
   def wait(self) -> None:
     """Waits until what was saved is on disk."""
-    self._manager.wait_until_finished()
+    with self._writing():
+      self._manager.wait_until_finished()
 
   def latest_epoch(self) -> int | None:
     """The epoch of the last checkpoint; None if there is none."""

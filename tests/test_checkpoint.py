@@ -69,3 +69,24 @@ def test_a_half_written_checkpoint_is_not_taken_for_one(tmp_path):
   (half / "state").write_text("half")
   with checkpoint.Checkpoints(str(tmp_path)) as saver:
     np.testing.assert_array_equal(saver.restore_state(STATE)["n"], 7)
+
+
+@pytest.mark.parametrize("call", ["save", "wait_until_finished", "close"])
+def test_a_full_disk_is_told_in_one_line_whenever_it_shows(tmp_path, monkeypatch, call):
+  state = {"a": np.ones(3, np.float32)}
+  with checkpoint.Checkpoints(str(tmp_path)) as saver:
+    saver.save(1, state, state)
+
+  def full(*_, **__):
+    raise ValueError("RESOURCE_EXHAUSTED: Error writing x\nand more")
+
+  def fill_up():
+    with checkpoint.Checkpoints(str(tmp_path)) as saver:
+      monkeypatch.setattr(saver._manager, call, full)
+      saver.save(2, state, state)
+      saver.wait()
+
+  with pytest.raises(UserError, match=r"cannot save \(no space left on the disk\); make room"):
+    fill_up()
+  with checkpoint.Checkpoints(str(tmp_path), read_only=True) as saver:
+    np.testing.assert_array_equal(saver.restore_best(state)["a"], state["a"])
