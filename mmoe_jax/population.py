@@ -117,13 +117,8 @@ def train_population(
     results = run.evaluate(errors_M, workdir, save_logits, report_on)
     run.release()
     _add_training(results, states.best.epoch, log.records)
-    rates = [r["rows_per_second"] for r in log.records]
-    summary = {
-      "members": results,
-      "train_rows": run.train_rows,
-      "rows_per_second": float(np.median(rates or [0.0])),
-      "wall_seconds": spent + time.perf_counter() - start,
-    }
+    summary = _summary(results, run.train_rows, log.records)
+    summary["wall_seconds"] = spent + time.perf_counter() - start
   workdirs.write_results(workdir, summary)
   return results
 
@@ -321,6 +316,15 @@ class _Run:
     predict = evaluate.make_predict(learner.model)
     logits = predict(given["variables"], given["held_out"].features) if with_logits else ()
     return named, logits
+
+
+def _summary(
+  results: list[dict[str, Any]], rows: int, records: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+  """What results.json of a population holds, but for its time."""
+  rates = [r["rows_per_second"] for r in records]
+  speed = float(np.median(rates or [0.0]))
+  return {"members": results, "train_rows": rows, "rows_per_second": speed}
 
 
 def _add_training(
