@@ -112,15 +112,14 @@ def _members(config: Any, schema: data.Schema, arrays: Any, members: parallel.Me
   shared = members.share(arrays)
   seeds = members.spread(np.arange(members.count, dtype=np.uint32))
 
-  def init(_: Any, seed: Any, shared: Any) -> engine.State:
-    sample = {name: a[:1] for name, a in shared["features"].items()}
-    return learner.init(jax.random.key(seed), sample)
-
   def one_epoch(state: engine.State, seed: Any, shared: Any) -> Any:
     return learner.epoch(state, shared, jax.random.key(seed), jnp.int32(0))
 
-  begin = members.compile(init, (), seeds, shared, at_once=1, options=parallel.RUN_ONCE)
-  held = [begin((), seeds, shared)]
+  init = jax.jit(learner.init, compiler_options=parallel.RUN_ONCE)
+  sample = {name: a[:1] for name, a in arrays["features"].items()}
+  states = [jax.device_get(init(jax.random.key(m), sample)) for m in range(members.count)]
+  held = [members.spread(jax.tree.map(lambda *a: np.stack(a), *states))]
+  del states
   epoch = members.compile(one_epoch, held[0], seeds, shared)
 
   def train() -> int:

@@ -4,11 +4,12 @@ The rest of the code is written for one device. What must differ under several t
 `axis_name`, and None means one device: a plain gradient, no collective.
 """
 
+import concurrent.futures
 import contextlib
 import functools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +17,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmoe_jax.errors import require
+
+Array = jax.Array
 
 AXIS = "devices"
 # What makes a CPU faster at these sizes (benchmarks/README.md): a thread pool costs more than it
@@ -161,8 +164,8 @@ class Devices:
 class Members:
   """The members of a population, spread over devices: so many on each, one after another.
 
-  A tree of (M, …) becomes (M, …) on one device, or (devices, M/devices, …) on several, where
-  the last member stands in for those that are lacking.
+  A tree of (M, …) becomes one of (padded, …), its first axis spread over the devices; the last
+  member stands in for those that are lacking.
 
   Attributes:
     count: number of members M.
@@ -179,31 +182,26 @@ class Members:
     self.devices = min(count, devices or there)
     self._each = math.ceil(count / self.devices)
     self.padded = self._each * self.devices
-    self._on = Devices(self.devices)
+    self._devices = jax.local_devices()[: self.devices]
+    self._mesh = Mesh(np.array(self._devices), (AXIS,))
 
   def spread(self, tree: Any) -> Any:
     """Puts (M, …) arrays on the devices of their members."""
-    if self.devices == 1:
-      return self._on.replicate(tree)
     lacking = self.padded - self.count
 
-    def split(a: Any) -> np.ndarray:
+    def pad(a: Any) -> np.ndarray:
       a = np.asarray(a)
-      padded = np.concatenate([a, np.repeat(a[-1:], lacking, 0)]) if lacking else a
-      return padded.reshape(self.devices, self._each, *a.shape[1:])
+      return np.concatenate([a, np.repeat(a[-1:], lacking, 0)]) if lacking else a
 
-    return self._on.spread(jax.tree.map(split, tree))
+    return jax.device_put(jax.tree.map(pad, tree), NamedSharding(self._mesh, PartitionSpec(AXIS)))
 
   def share(self, tree: Any) -> Any:
     """Puts arrays that all members use on every device."""
-    return self._on.replicate(tree)
+    return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
 
   def gather(self, tree: Any) -> Any:
     """The inverse of `spread`: (M, …) arrays on the host."""
-    if self.devices == 1:
-      return jax.device_get(tree)
-    flat = lambda a: np.asarray(a).reshape(-1, *a.shape[2:])[: self.count]
-    return jax.tree.map(flat, tree)
+    return jax.tree.map(lambda a: a[: self.count], jax.device_get(tree))
 
   def compile(
     self,
@@ -212,7 +210,6 @@ class Members:
     member: Any,
     shared: Any,
     at_once: int = 0,
-    options: Mapping[str, Any] | None = None,
   ) -> Callable:
     """Compiles `function(state, member, shared)`, written for one member, for all of them.
 
@@ -224,38 +221,53 @@ class Members:
       at_once: how many members of a device share each operation (`vmap`), the others follow
         (`scan`); 0 chooses: on a CPU one, which is fastest there (benchmarks/README.md), on
         an accelerator as many as its memory holds.
-      options: of XLA, such as RUN_ONCE.
 
     Returns:
       A function of (state, member, shared) giving what `function` gives, spread.
     """
+    arguments = self._parts((state, member, shared))
     if at_once == 0:
       at_once = 1
-      limit = (self._on.memory_stats() or {}).get("bytes_limit")
+      limit = (self._devices[0].memory_stats() or {}).get("bytes_limit")
       if limit:
-        one = self._compile(function, 1, options, state, member, shared)
+        one = _compile(self._mapped(function, 1), *arguments[0])
         at_once = members_at_once(one.memory_analysis(), limit, self._each)
-    return self._compile(function, at_once, options, state, member, shared)
+    # A program for each device and none for all together, which XLA would round in other places
+    # than it does for a run alone: then a member would not be its run.
+    mapped = self._mapped(function, at_once)
+    lowered = [mapped.lower(*each) for each in arguments]
+    options = cpu_options() or None
+    with concurrent.futures.ThreadPoolExecutor(self.devices) as pool:
+      programs = list(pool.map(lambda one: one.compile(compiler_options=options), lowered))
 
-  def _compile(
-    self,
-    function: Callable[..., Any],
-    at_once: int,
-    options: Mapping[str, Any] | None,
-    *arguments: Any,
-  ) -> Any:
+    def call(*arguments: Any) -> Any:
+      # Calls return at once, so that the devices work side by side.
+      outputs = [
+        program(*part) for program, part in zip(programs, self._parts(arguments), strict=True)
+      ]
+      return jax.tree.map(self._join, *outputs)
+
+    return call
+
+  def _mapped(self, function: Callable[..., Any], at_once: int) -> Any:
     def every(state: Any, member: Any, shared: Any) -> Any:
       each = lambda pair: function(*pair, shared)
       batch = None if at_once == 1 else min(at_once, self._each)
       return jax.lax.map(each, (state, member), batch_size=batch)
 
-    if self.devices == 1:
-      mapped = jax.jit(every, donate_argnums=0)
-    else:
-      mapped = jax.pmap(
-        every, in_axes=(0, 0, None), donate_argnums=0, devices=self._on.devices, axis_name=AXIS
-      )
-    return _compile(mapped, *arguments, options=options)
+    return jax.jit(every, donate_argnums=0)
+
+  def _parts(self, tree: Any) -> list[Any]:
+    """What each device holds of a tree."""
+    leaves, structure = jax.tree.flatten(tree)
+    shards = [[shard.data for shard in a.addressable_shards] for a in leaves]
+    return [structure.unflatten(part[d] for part in shards) for d in range(self.devices)]
+
+  def _join(self, *parts: Array) -> Array:
+    """The array whose parts, (members on a device, …), the devices hold."""
+    shape = (self.padded, *parts[0].shape[1:])
+    spread = NamedSharding(self._mesh, PartitionSpec(AXIS))
+    return jax.make_array_from_single_device_arrays(shape, spread, parts)
 
 
 @functools.cache
@@ -295,6 +307,5 @@ def members_at_once(analysis: Any, limit: int, members: int) -> int:
   return int(min(members, free // max(1, analysis.temp_size_in_bytes)))
 
 
-def _compile(mapped: Any, *arguments: Any, options: Mapping[str, Any] | None = None) -> Any:
-  options = {**(options or {}), **cpu_options()}
-  return mapped.lower(*arguments).compile(compiler_options=options or None)
+def _compile(mapped: Any, *arguments: Any) -> Any:
+  return mapped.lower(*arguments).compile(compiler_options=cpu_options() or None)
