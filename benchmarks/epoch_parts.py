@@ -47,7 +47,7 @@ def programs(config: Any, schema: data.Schema, rows: int) -> dict[str, tuple[Pro
     "ids": np.zeros((1, len(schema.id_features)), np.uint8),
     "numeric": np.zeros((1, len(schema.numeric)), np.float32),
   }
-  init = jax.jit(learner.init, compiler_options=parallel.RUN_ONCE)
+  init = parallel.jit_once(learner.init)
   first = lambda: init(jax.random.key(config.seed), blank)
   stats = first().batch_stats
 

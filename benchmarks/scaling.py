@@ -92,7 +92,7 @@ def _alone(config: Any, schema: data.Schema, arrays: Any, count: int) -> Any:
   steps = engine.steps_per_epoch(config, len(arrays["labels"]))
   learner = engine.create_learner(config, schema, steps, count, devices.axis_name)
   sample = {name: a[:1] for name, a in arrays["features"].items()}
-  init = jax.jit(learner.init, compiler_options=parallel.RUN_ONCE)
+  init = parallel.jit_once(learner.init)
   state, placed = devices.replicate((init(jax.random.key(0), sample), arrays))
   epoch = devices.compile(learner.epoch, state, placed, jax.random.key(0))
   held = [state]
@@ -115,11 +115,9 @@ def _members(config: Any, schema: data.Schema, arrays: Any, members: parallel.Me
   def one_epoch(state: engine.State, seed: Any, shared: Any) -> Any:
     return learner.epoch(state, shared, jax.random.key(seed), jnp.int32(0))
 
-  init = jax.jit(learner.init, compiler_options=parallel.RUN_ONCE)
   sample = {name: a[:1] for name, a in arrays["features"].items()}
-  states = [jax.device_get(init(jax.random.key(m), sample)) for m in range(members.count)]
-  held = [members.spread(jax.tree.map(lambda *a: np.stack(a), *states))]
-  del states
+  keys = [jax.random.key(m) for m in range(members.count)]
+  held = [members.start(learner.init, [(key, sample) for key in keys])]
   epoch = members.compile(one_epoch, held[0], seeds, shared)
 
   def train() -> int:

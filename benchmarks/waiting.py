@@ -6,7 +6,6 @@ Whole processes where a user would start one, else calls in this one; medians of
 --out and, beside it, the same as Markdown.
 """
 
-import functools
 import os
 import shutil
 import subprocess
@@ -85,8 +84,7 @@ def create(config: Any, schema: data.Schema, split: data.Split) -> tuple[Any, en
   """The learner of a run and its first state."""
   learner = engine.create_learner(config, schema, engine.steps_per_epoch(config, len(split)))
   sample = {name: a[:1] for name, a in split.features.items()}
-  init = jax.jit(learner.init, compiler_options=parallel.RUN_ONCE)
-  return learner, init(jax.random.key(config.seed), sample)
+  return learner, parallel.jit_once(learner.init)(jax.random.key(config.seed), sample)
 
 
 def evaluating(
@@ -97,8 +95,7 @@ def evaluating(
   devices, key = parallel.Devices(1), jax.random.key(0)
   place = lambda split, views: evaluate.place(evaluate.eval_arrays(split, views), devices)
   validation = place(splits["validation"], False)
-  jit = functools.partial(jax.jit, compiler_options=parallel.cpu_options())
-  assess, measure = jit(learner.assess), jit(learner.measure)
+  assess, measure = parallel.jit(learner.assess), parallel.jit(learner.measure)
   calls = {"validation, after an epoch": lambda: assess(state, validation, np.int32(1))}
   for name, split in splits.items():
     arrays = place(split, True)

@@ -146,25 +146,20 @@ class _Run:
     self.spread = parallel.Members(len(members), config.train.devices)
     self._schema = schema
     keys = [key for key in members[0] if key != "seed"]
+    seeds = [np.uint32(m.get("seed", config.seed)) for m in members]
     self._of_members = self.spread.spread(
       {
-        "seed": np.array([m.get("seed", config.seed) for m in members], np.uint32),
+        "seed": np.array(seeds),
         "settings": {k: np.array([m[k] for m in members], np.float32) for k in keys},
       }
     )
     arrays = [engine.train_arrays(each["train"], config) for each in splits]
     held_out = [evaluate.eval_arrays(each["validation"], all_views=False) for each in splits]
     self._own, self._shared = self._place({"train": arrays, "held_out": held_out})
-    # One after another by a run's own program: mapped over members it rounds otherwise, and what
-    # training makes of a last bit is seen in the third digit of a loss.
-    options = {**parallel.RUN_ONCE, **parallel.cpu_options()}
-    init = jax.jit(self._init, compiler_options=options)
     sample = {name: a[:1] for name, a in arrays[0]["features"].items()}
-    states = [
-      jax.device_get(init(np.uint32(m.get("seed", config.seed)), self._settings(m), sample))
-      for m in members
-    ]
-    self.states = self.spread.spread(jax.tree.map(lambda *a: np.stack(a), *states))
+    self.states = self.spread.start(
+      self._init, [(s, self._settings(m), sample) for s, m in zip(seeds, members, strict=True)]
+    )
     arguments = self._arguments(0, [True] * len(members))
     self._train_epoch = self._compile(self._epoch, self.states, *arguments)
 

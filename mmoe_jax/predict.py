@@ -36,8 +36,7 @@ class Predictor:
       self.model = models.create_model(config.model, self.schema)
     except (AttributeError, KeyError, TypeError) as error:
       raise errors.UserError(f"{workdir}: config.json is broken: {error}") from error
-    options = parallel.cpu_options()
-    self._predict = jax.jit(evaluate.make_predict(self.model), compiler_options=options)
+    self._predict = parallel.jit(evaluate.make_predict(self.model))
     with checkpoint.Checkpoints(workdir, read_only=True) as saver:
       variables = saver.restore_best(self._variables_like((members,) if members else ()))
     errors.require(variables is not None, f"{workdir}: no checkpoint here; has the run begun?")

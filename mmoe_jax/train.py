@@ -1,6 +1,5 @@
 """A run: loads the data, trains, logs, saves, evaluates. The rim around the engine: all I/O."""
 
-import functools
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -122,10 +121,7 @@ def _create_run(config: Any, schema: data.Schema, split: data.Split | data.Store
   engine.check_labels(config, schema, rows.sample.labels)
   key = jax.random.key(config.seed)
   sample = {name: a[:1] for name, a in rows.sample.features.items()}
-  # With the options of a population's, so that a member starts as its own run would, to the bit.
-  options = {**parallel.RUN_ONCE, **parallel.cpu_options()}
-  init = jax.jit(learner.init, compiler_options=options)
-  state = devices.replicate(init(key, sample))
+  state = devices.replicate(parallel.jit_once(learner.init)(key, sample))
   train_block = devices.compile(learner.epoch, state, rows.arrays, key)
 
   def train_epoch(state: State, epoch: int) -> tuple[State, np.ndarray]:
@@ -135,8 +131,8 @@ def _create_run(config: Any, schema: data.Schema, split: data.Split | data.Store
       losses.append(jax.device_get(losses_SxT))
     return state, np.concatenate(losses)
 
-  jit = functools.partial(jax.jit, compiler_options=parallel.cpu_options())
-  return _Run(state, train_epoch, jit(learner.assess), jit(learner.measure), rows, devices)
+  assess, measure = parallel.jit(learner.assess), parallel.jit(learner.measure)
+  return _Run(state, train_epoch, assess, measure, rows, devices)
 
 
 def _warm_start(state: State, workdir: str, schema: data.Schema) -> State:

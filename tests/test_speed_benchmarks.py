@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import epoch_parts, plots, scaling, streaming, train_throughput, waiting
-from benchmarks.contenders import ours, protocol
+from benchmarks.contenders import ours, ours_population, protocol
 from benchmarks.contenders.process import Process
 from mmoe_jax import data, engine, train
 from mmoe_jax.errors import UserError
@@ -49,6 +49,16 @@ def test_ours_is_the_model_that_all_contenders_have(task):
   assert before.shape == (len(given.test_ids), 2)
   assert contender.train_epoch() == len(given.labels)
   assert np.abs(contender.scores() - before).max() > 0.01
+
+
+def test_a_population_takes_part_as_what_it_stands_for(task, monkeypatch):
+  monkeypatch.setattr(ours_population, "MEMBERS", 3)
+  given = task[1]._replace(batch_size=256)
+  alone, together = ours.Ours(given), ours_population.Population(given)
+  assert together.parameters == alone.parameters
+  alone.train_epoch()
+  assert together.train_epoch() == 3 * len(given.labels)
+  np.testing.assert_allclose(together.scores(), alone.scores(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_contender_answers_from_its_own_process(task, tmp_path):

@@ -52,7 +52,7 @@ class Ours:
     self._arrays = devices.replicate(train_arrays(task))
     self._key = jax.random.key(task.seed)
     sample = {"ids": task.ids[:1], "numeric": task.numbers[:1]}
-    init = jax.jit(learner.init, compiler_options=parallel.RUN_ONCE)
+    init = parallel.jit_once(learner.init)
     self._state = devices.replicate(init(self._key, sample))
     self.parameters = sum(a.size for a in jax.tree.leaves(self._state.params))
     self._epoch = devices.compile(learner.epoch, self._state, self._arrays, self._key)

@@ -22,17 +22,13 @@ class Population:
     self._shared = self._members.share(ours.train_arrays(task))
     self._seeds = self._members.spread(np.arange(MEMBERS, dtype=np.uint32) + task.seed)
 
-    def init(_, seed, shared):
-      sample = {name: a[:1] for name, a in shared["features"].items()}
-      return learner.init(jax.random.key(seed), sample)
-
     def epoch(state, seed, shared):
       key = engine.fold_in(jax.random.key(seed), "epoch", state.step)
       return learner.epoch(state, shared, key, jnp.int32(0))
 
-    arguments = ((), self._seeds, self._shared)
-    begin = self._members.compile(init, *arguments, at_once=1, options=parallel.RUN_ONCE)
-    self._state = begin(*arguments)
+    sample = {"ids": task.ids[:1], "numeric": task.numbers[:1]}
+    keys = [jax.random.key(task.seed + m) for m in range(MEMBERS)]
+    self._state = self._members.start(learner.init, [(key, sample) for key in keys])
     self.parameters = (
       sum(a.size for a in jax.tree.leaves(self._state.params)) // self._members.padded
     )
