@@ -37,10 +37,63 @@ def test_embedding_of_unknown_values_starts_at_zero_and_of_no_other():
   np.testing.assert_array_equal((table == 0).all(1), [True, False, False] + [True] + [False] * 4)
 
 
+def stacks(size, hidden, **settings):
+  """The two ways in which a stack on one input can be written."""
+  return (
+    layers.ensemble(layers.Mlp, size)(hidden, **settings),
+    layers.MlpStack(size, hidden, **settings),
+  )
+
+
+def of_ensemble(tree):
+  """The variables of an ensemble of Mlps with those of an MlpStack."""
+  own = {k: v for k, v in tree.items() if k not in ("norms", "rest")} | tree.get("norms", {})
+  for name, value in tree.get("rest", {}).items():
+    kind, number = name.split("_")
+    own[f"{kind}_{int(number) + 1}"] = value
+  return own
+
+
+@pytest.mark.parametrize("hidden", [(7,), (7, 5), (4, 6, 3)])
 @pytest.mark.parametrize("norm", layers.NORMS)
-def test_every_unit_of_every_expert_starts_different(norm):
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_a_stack_on_one_input_is_an_ensemble_in_values_and_gradients(hidden, norm, activation):
+  rng = reference.fresh_rng()
+  x = rng.normal(size=(33, 6)).astype(np.float32)
+  ensemble, stack = stacks(3, hidden, norm=norm, activation=activation)
+  drawn = jax.tree.map(
+    lambda a: (a + rng.normal(size=a.shape) * 0.3).astype(np.float32),
+    jax.jit(stack.init, static_argnums=2)(KEY, x, False),
+  )
+  # Running variances must not be negative.
+  drawn = {k: jax.tree.map(jnp.abs, v) if k == "batch_stats" else v for k, v in drawn.items()}
+  target = rng.normal(size=(3, 33, hidden[-1])).astype(np.float32)
+  for train in (False, True):
+
+    def run(module, variables, x, train=train):
+      own = {k: v for k, v in variables.items() if k != "params"}
+
+      def loss(params, x):
+        out, updated = module.apply({"params": params, **own}, x, train, mutable=["batch_stats"])
+        return (out * target).sum(), (out, updated.get("batch_stats", {}))
+
+      found, grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(variables["params"], x)
+      return found[1], grads
+
+    (out, stats), (grads, of_x) = jax.jit(run, static_argnums=0)(stack, drawn, x)
+    same = {k: of_ensemble(v) for k, v in drawn.items()}
+    (want, want_stats), (want_grads, want_x) = jax.jit(run, static_argnums=0)(ensemble, same, x)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
+    jax.tree.map(close, (out, of_x), (want, want_x))
+    jax.tree.map(close, of_ensemble(grads), dict(want_grads))
+    jax.tree.map(close, of_ensemble(stats), dict(want_stats))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("norm", layers.NORMS)
+def test_every_unit_of_every_expert_starts_different(norm, which):
   # Constant initialisation made them equal in PaddleRec #721; one seed for all did in DeepCTR.
-  module = layers.ensemble(layers.Mlp, 5)((7,), norm=norm)
+  module = stacks(5, (7,), norm=norm)[which]
   x = jax.random.normal(KEY, (11, 6))
   params = module.init(KEY, x, False)["params"]
   units = np.asarray(params["Dense_0"]["kernel"]).transpose(0, 2, 1).reshape(5 * 7, 6)
@@ -48,10 +101,11 @@ def test_every_unit_of_every_expert_starts_different(norm):
   assert (distance[~np.eye(35, dtype=bool)] > 1e-3).all()
 
 
-def test_stacked_kernels_have_the_scale_of_single_ones():
+@pytest.mark.parametrize("which", [0, 1])
+def test_stacked_kernels_have_the_scale_of_single_ones(which):
   # With the experts' axis counted as fan-in, the kernels would be too small by sqrt(64).
   x = jnp.zeros((1, 50))
-  stack = layers.ensemble(layers.Mlp, 64)((30,)).init(KEY, x, False)["params"]
+  stack = stacks(64, (30,))[which].init(KEY, x, False)["params"]
   assert stack["Dense_0"]["kernel"].shape == (64, 50, 30)
   np.testing.assert_allclose(np.std(stack["Dense_0"]["kernel"]), np.sqrt(1 / 50), rtol=0.05)
 
@@ -96,9 +150,11 @@ def test_batch_norm_uses_the_batch_in_training_and_running_statistics_after():
   assert not np.allclose(still, out)
 
 
-def test_dropout_only_acts_in_training_and_differs_between_experts():
+@pytest.mark.parametrize("hidden", [(8,), (8, 8)])
+@pytest.mark.parametrize("which", [0, 1])
+def test_dropout_only_acts_in_training_and_differs_between_experts(which, hidden):
   x = jnp.ones((64, 8))
-  module = layers.ensemble(layers.Mlp, 2)((8,), activation="identity", dropout=0.5)
+  module = stacks(2, hidden, activation="identity", dropout=0.5)[which]
   variables = module.init(KEY, x, False)
   kept = module.apply(variables, x, True, rngs={"dropout": KEY}) != 0
   assert 0.4 < kept.mean() < 0.6

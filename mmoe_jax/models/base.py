@@ -93,7 +93,10 @@ class Model(nn.Module):
   @nn.nowrap
   def stack(self, part: str, size: int, in_axes: int | None, name: str) -> Callable[..., Array]:
     """A stack of `size` networks of a part, as layers.ensemble has it."""
-    return layers.ensemble(layers.Mlp, size, in_axes)(**self.mlp_settings(part), name=name)
+    settings = self.mlp_settings(part)
+    if in_axes is None and settings["hidden"]:
+      return layers.MlpStack(size, **settings, name=name)
+    return layers.ensemble(layers.Mlp, size, in_axes)(**settings, name=name)
 
   @nn.nowrap
   def to_logits(self, input_TxBxH: Array, train: bool) -> Array:
