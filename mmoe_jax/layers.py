@@ -3,6 +3,7 @@
 Shape letters: B rows, F id features, D inputs, E experts, T tasks, H hidden units, V table rows.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,22 +32,18 @@ def is_on(setting: float | Array) -> bool:
 
 
 def ensemble(
-  module: type[nn.Module],
-  size: int,
-  in_axes: int | tuple[int | None, ...] | None = None,
-  out_axes: int = 0,
+  module: type[nn.Module], size: int, in_axes: int | tuple[int | None, ...] | None = None
 ) -> Callable[..., nn.Module]:
   """A stack of `size` independent copies of a module: our one use of `nn.vmap`.
 
   Each copy draws its own initial parameters and its own dropout; parameters are stacked on a
-  leading axis and outputs on axis 0, so that a stack of towers gives `logits_TxBxO`.
+  leading axis and outputs on axis 0, so that a stack of experts gives `experts_ExBxH`.
 
   Args:
     module: the class to copy.
     size: how many copies.
-    in_axes: None to feed every copy the same input, an axis to give each its own slice of it; a
-      tuple for modules that take more than (x, train).
-    out_axes: where the copies' outputs are stacked.
+    in_axes: None to feed every copy the same input, 0 to give each its own slice; a tuple for
+      modules that take more than (x, train).
 
   Returns:
     A class; construct it with the arguments of `module`.
@@ -56,7 +53,7 @@ def ensemble(
     variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0},
     split_rngs={"params": True, "dropout": True},
     in_axes=in_axes if isinstance(in_axes, tuple) else (in_axes, None),
-    out_axes=out_axes,
+    out_axes=0,
     axis_size=size,
   )
 
@@ -154,6 +151,53 @@ class FeatureEmbedding(nn.Module):
     return init
 
 
+@functools.cache
+def _dense_then(activation: str) -> Callable[[Array, Array, Array], Array]:
+  """activation(x W + b) with a batching rule of its own for stacks (E, D, H) on one input."""
+
+  @jax.custom_batching.custom_vmap
+  def layer(x_BxD: Array, kernel_DxH: Array, bias_H: Array) -> Array:
+    return ACTIVATIONS[activation](x_BxD @ kernel_DxH + bias_H[None])
+
+  @layer.def_vmap
+  def _of_stack(
+    size: int, batched: Sequence[bool], x: Array, kernel: Array, bias: Array
+  ) -> tuple[Array, bool]:
+    if list(batched) != [False, True, True]:
+      axes = [0 if b else None for b in batched]
+      return jax.vmap(layer.fun, axes)(x, kernel, bias), True
+    inputs, units = kernel.shape[1:]
+    h_BxEH = x @ kernel.swapaxes(0, 1).reshape(inputs, size * units)
+    h_BxExH = ACTIVATIONS[activation](h_BxEH.reshape(-1, size, units) + bias[None])
+    return h_BxExH.swapaxes(0, 1), True
+
+  return layer
+
+
+class SharedInputDense(nn.Module):
+  """Dense → activation, for one of an `ensemble` that look at the same input; only under its vmap.
+
+  The vmap of a dense layer is a product of a matrix and a tensor, whose gradient XLA writes twice,
+  turned for each product that it goes into. Here it is one product of two matrices, whose
+  gradient is written once, in the layout that both need: a tenth of a step (benchmarks/README.md).
+  Outside of a vmap it has no gradient.
+
+  Attributes:
+    units: number of units H.
+    activation: a key of ACTIVATIONS.
+  """
+
+  units: int
+  activation: str
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Maps x (B, D) to (B, H)."""
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.units))
+    bias = self.param("bias", nn.initializers.zeros, (self.units,))
+    return _dense_then(self.activation)(x, kernel, bias)
+
+
 class Mlp(nn.Module):
   """Hidden layers, each Dense → norm → activation → dropout, and maybe a linear output.
 
@@ -166,6 +210,7 @@ class Mlp(nn.Module):
     norm: one of NORMS. `batch` keeps running statistics in the collection `batch_stats`.
     dropout: rate after each hidden layer in training.
     axis_name: the device axis that batch statistics are averaged over, if any.
+    shared_input: whether this is one of an `ensemble` that all look at the same input.
   """
 
   hidden: Sequence[int]
@@ -174,14 +219,19 @@ class Mlp(nn.Module):
   norm: str = "none"
   dropout: float = 0.0
   axis_name: str | None = None
+  shared_input: bool = False
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
     """Maps x (B, D) to (B, out), or to (B, hidden[-1]) without an output layer."""
-    for units in self.hidden:
-      x = nn.Dense(units, use_bias=self.norm != "batch")(x)
-      x = _finish(x, self.activation, self.norm, self.dropout, self.axis_name, train)
-    return x if self.out is None else nn.Dense(self.out)(x)
+    for i, units in enumerate(self.hidden):
+      name = f"Dense_{i}"
+      if i == 0 and self.shared_input and self.norm == "none":
+        x = Dropout(self.dropout)(SharedInputDense(units, self.activation, name=name)(x), train)
+      else:
+        x = nn.Dense(units, use_bias=self.norm != "batch", name=name)(x)
+        x = _finish(x, self.activation, self.norm, self.dropout, self.axis_name, train)
+    return x if self.out is None else nn.Dense(self.out, name=f"Dense_{len(self.hidden)}")(x)
 
 
 class Finish(nn.Module):
@@ -211,78 +261,6 @@ def _finish(
   elif norm == "batch":
     x = nn.BatchNorm(not train, momentum=0.9, axis_name=axis_name)(x)
   return Dropout(dropout)(ACTIVATIONS[activation](x), train)
-
-
-class StackedDense(nn.Module):
-  """Dense layers of E networks that look at the same input: one product of two matrices.
-
-  Attributes:
-    size: number of networks E.
-    units: units H of each.
-    use_bias: whether they have biases.
-  """
-
-  size: int
-  units: int
-  use_bias: bool = True
-
-  @nn.compact
-  def __call__(self, x_BxD: Array) -> Array:
-    """Returns h_BxExH."""
-    inputs = x_BxD.shape[1]
-    init = nn.initializers.lecun_normal(batch_axis=(0,))
-    kernel_ExDxH = self.param("kernel", init, (self.size, inputs, self.units))
-    h_BxEH = x_BxD @ kernel_ExDxH.swapaxes(0, 1).reshape(inputs, self.size * self.units)
-    h_BxExH = h_BxEH.reshape(-1, self.size, self.units)
-    if self.use_bias:
-      bias_ExH = self.param("bias", nn.initializers.zeros, (self.size, self.units))
-      h_BxExH += bias_ExH[None]
-    return h_BxExH
-
-
-class MlpStack(nn.Module):
-  """A stack of `size` independent Mlps without output layers that look at the same input.
-
-  It does what `ensemble(Mlp, size)` does. But there the first layers are products of a matrix and
-  a tensor, and XLA lays out their gradient anew for each of the two products that it goes into.
-  Here it is written once, in the layout that both take: a step of census.py is a tenth faster
-  on a CPU for it (benchmarks/README.md).
-
-  Attributes:
-    size: number of networks E.
-    hidden: units of each hidden layer, one at least.
-    activation, norm, dropout, axis_name: see Mlp.
-  """
-
-  size: int
-  hidden: Sequence[int]
-  activation: str = "relu"
-  norm: str = "none"
-  dropout: float = 0.0
-  axis_name: str | None = None
-
-  @nn.compact
-  def __call__(self, x_BxD: Array, train: bool) -> Array:
-    """Returns the networks' last hidden layers, (E, B, H)."""
-    first, *rest = self.hidden
-    h_BxExH = StackedDense(self.size, first, self.norm != "batch", name="Dense_0")(x_BxD)
-    if self.norm != "none":
-      norms = ensemble(Finish, self.size, in_axes=1, out_axes=1)
-      h_BxExH = norms("identity", self.norm, axis_name=self.axis_name, name="norms")(h_BxExH, train)
-    # Outside of a vmap, which would turn the activation's gradient to E×B×H and back.
-    h_BxExH = Dropout(self.dropout)(ACTIVATIONS[self.activation](h_BxExH), train)
-    h_ExBxH = h_BxExH.swapaxes(0, 1)
-    if not rest:
-      return h_ExBxH
-    others = ensemble(Mlp, self.size, 0)(
-      rest,
-      activation=self.activation,
-      norm=self.norm,
-      dropout=self.dropout,
-      axis_name=self.axis_name,
-      name="rest",
-    )
-    return others(h_ExBxH, train)
 
 
 def towers(

@@ -17,13 +17,9 @@ def sigmoid(x):
 
 def mlp(params, x, member=None, out=False):
   """Dense layers, each with ReLU but for the last where it is an output."""
-  layers = []
-  while params:  # A stack on one input keeps what follows its first layers under `rest`.
-    layers += [params[f"Dense_{i}"] for i in range(sum(name != "rest" for name in params))]
-    params = params.get("rest")
-  for i, layer in enumerate(layers):
-    x = dense(layer, x, member)
-    x = x if out and i == len(layers) - 1 else relu(x)
+  for i in range(len(params)):
+    x = dense(params[f"Dense_{i}"], x, member)
+    x = x if out and i == len(params) - 1 else relu(x)
   return x
 
 

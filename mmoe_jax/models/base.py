@@ -93,9 +93,7 @@ class Model(nn.Module):
   @nn.nowrap
   def stack(self, part: str, size: int, in_axes: int | None, name: str) -> Callable[..., Array]:
     """A stack of `size` networks of a part, as layers.ensemble has it."""
-    settings = self.mlp_settings(part)
-    if in_axes is None and settings["hidden"]:
-      return layers.MlpStack(size, **settings, name=name)
+    settings = self.mlp_settings(part) | {"shared_input": in_axes is None}
     return layers.ensemble(layers.Mlp, size, in_axes)(**settings, name=name)
 
   @nn.nowrap
