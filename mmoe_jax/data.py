@@ -80,11 +80,9 @@ class StoredSplit:
     weights = np.empty(rows, np.float32)
     slices = {s.name: np.empty(rows, bool) for s in schema.slices}
     numbers = [n.name for n in self._full.numeric]
-    # Opened anew, so that pages which were read do not count as ours for good.
-    stored = {field: _open(self._directory, field) for field in _FIELDS}
     at = 0
     for piece in _pieces(ranges):
-      taken = {k: np.concatenate([a[slice(*r)] for r in piece]) for k, a in stored.items()}
+      taken = {field: _read_rows(self._directory, field, piece) for field in _FIELDS}
       arrays = _take(Arrays(**taken), self._full, schema)
       here = slice(at, at + len(arrays.weights))
       for name, values in schema.features(arrays).items():
@@ -198,6 +196,32 @@ def _open(directory: str, field: str) -> np.ndarray:
     return np.load(path, mmap_mode="r")
   except (ValueError, EOFError) as error:
     raise UserError(f"{path}: broken array ({error}); prepare the data again") from error
+
+
+def _read_rows(directory: str, field: str, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
+  """The rows of a stored array from each start up to its end, one range after the other.
+
+  Read, not mapped: the system maps much around every page that is looked at, and all of it counts
+  as memory of this process. At random places it would soon be the whole file.
+  """
+  stored = _open(directory, field)
+  require(
+    stored.flags.c_contiguous,
+    f"{directory}/{field}.npy: not stored row by row; prepare the data again",
+  )
+  rows = np.empty((sum(end - start for start, end in ranges), *stored.shape[1:]), stored.dtype)
+  row_bytes = stored.itemsize * math.prod(stored.shape[1:])
+  at = 0
+  with open(os.path.join(directory, f"{field}.npy"), "rb", buffering=0) as file:
+    for start, end in ranges:
+      file.seek(stored.offset + start * row_bytes)
+      here = rows[at : at + end - start]
+      require(
+        file.readinto(here) == here.nbytes,
+        f"{directory}/{field}.npy: ends early; prepare the data again",
+      )
+      at += end - start
+  return rows
 
 
 def _fit(labels: np.ndarray, task: Task) -> bool:
