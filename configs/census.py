@@ -4,7 +4,7 @@
 
 Or another model of the zoo, with as many parameters (census.py:ple, census.py:shared_bottom, …).
 
-On two CPU cores: 19 seconds; 27,846 parameters. Expect a test AUC of 0.9565 ± 0.0002 for
+On two CPU cores: some 20 seconds; 27,846 parameters. Expect a test AUC of 0.9565 ± 0.0002 for
 income_50k and 0.9947 ± <0.0001 for marital_stat (mean of five seeds, 95 % interval of the mean).
 
 Learning rate, dropout, the moving average and the length of training were chosen on the

@@ -65,6 +65,20 @@ def test_stored_rows_are_those_that_loading_gives(stored, whole):
   assert sum(a.nbytes for a in held) == len(taken) * stored.row_bytes
 
 
+def test_arrays_that_cannot_be_read_row_by_row_are_named(prepared, tmp_path):
+  where = str(tmp_path / "d")
+  shutil.copytree(prepared, where)
+  _, splits = data.load(where, ("income_50k",), "demo", budget=1.0)
+  stored, path = splits["train"], tmp_path / "d" / "train" / "ids.npy"
+  whole = path.read_bytes()
+  np.save(path, np.asfortranarray(np.load(path)))
+  with pytest.raises(UserError, match=r"train/ids\.npy: not stored row by row; prepare the data"):
+    stored.read([(0, 10)])
+  path.write_bytes(whole[:-1])
+  with pytest.raises(UserError, match=r"ids\.npy: broken array"):
+    stored.read([(0, 10)])
+
+
 def test_long_ranges_are_read_in_pieces(stored, whole, monkeypatch):
   monkeypatch.setattr(data, "_PIECE", 100)
   ranges = [(3, 950), (1, 2), (1000, 1100)]
