@@ -1,4 +1,4 @@
-"""The only room that knows devices and hosts: `jax.pmap` and `jax.distributed`.
+"""The only room that knows devices and hosts: `jax.pmap`, a jit a device, `jax.distributed`.
 
 The rest of the code is written for one device. What must differ under several takes an
 `axis_name`, and None means one device: a plain gradient, no collective.

@@ -77,6 +77,9 @@ def test_arrays_that_cannot_be_read_row_by_row_are_named(prepared, tmp_path):
   path.write_bytes(whole[:-1])
   with pytest.raises(UserError, match=r"ids\.npy: broken array"):
     stored.read([(0, 10)])
+  path.write_bytes(whole)
+  with pytest.raises(UserError, match=r"train/ids\.npy: ends early; prepare the data again"):
+    stored.read([(ROWS - 5, ROWS + 5)])
 
 
 def test_long_ranges_are_read_in_pieces(stored, whole, monkeypatch):
