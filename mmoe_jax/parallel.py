@@ -106,10 +106,6 @@ class Devices:
     self.devices = jax.devices()[:count]
     self._mesh = Mesh(np.array(self.devices), (AXIS,))
 
-  def memory_stats(self) -> dict[str, int] | None:
-    """What the first device says of its memory; None where it says nothing, as a CPU does."""
-    return self.devices[0].memory_stats()
-
   def replicate(self, tree: Any) -> Any:
     """Puts a tree of arrays on every device."""
     return self._put(tree, PartitionSpec())

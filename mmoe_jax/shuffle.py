@@ -20,7 +20,7 @@ def permutation(key: Array, n: int) -> Array:
   is a bijection whatever its round function is. This one is the generalized network of Black and
   Rogaway (Ciphers with Arbitrary Finite Domains, CT-RSA 2002) over pairs (l, r) with l < a, r < b
   and a·b barely above n; the few values of n or more walk on along their cycle until they fall
-  below n. It costs a few operations a row.
+  below n. It costs a few operations a row. Few rows are sorted.
 
   Args:
     key: a random key.
