@@ -1,6 +1,7 @@
 """What went wrong, told to a person: one line, no traceback, exit status 2."""
 
 import difflib
+import errno
 import os
 import re
 import sys
@@ -45,7 +46,9 @@ def describe(error: BaseException) -> str:
   """One line for an error of the user's or of the operating system's."""
   if isinstance(error, OSError) and error.strerror:
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror}"
+    # A write to an open file does not say which one it was.
+    full = "; make room, and give the same command again" if error.errno == errno.ENOSPC else ""
+    return f"{where}{error.strerror}{full}"
   text = str(error)
   if isinstance(error, UserError):
     return " ".join(text.split())

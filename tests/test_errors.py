@@ -1,5 +1,7 @@
 """What people read when something goes wrong."""
 
+import errno
+
 import pytest
 
 from mmoe_jax.errors import UserError, describe, did_you_mean
@@ -31,3 +33,8 @@ def test_wrapped_errors_are_one_line_that_names_the_cause(error, line):
 def test_the_nearest_name_is_offered_or_all_of_them():
   assert did_you_mean("mmeo", ["mmoe", "ple"]) == "did you mean 'mmoe'?"
   assert did_you_mean("xyz", ["mmoe", "ple"]) == "known: mmoe, ple"
+
+
+def test_a_full_disk_says_what_to_do():
+  line = describe(OSError(errno.ENOSPC, "No space left on device"))
+  assert line == "No space left on device; make room, and give the same command again"
