@@ -1,32 +1,32 @@
 #!/usr/bin/env bash
-# From a fresh clone to a table of AUCs, or to passed tests; sets up all that either needs.
+# From a fresh clone to a table of AUCs, or to passed tests, including the set-up.
 #
 #   ./run.sh [--config.KEY=VALUE …]     prepares the data, trains, evaluates
 #   ./run.sh test [PYTEST ARGUMENT …]   runs the tests, on the CPU
 #
 # Environment:
-#   CONFIG    the config file, with its argument if any     (configs/census.py)
-#   DATA      where prepared data is or goes                (data/census)
+#   CONFIG    config file, with its argument if any         (configs/census.py)
+#   DATA      folder of the prepared data                   (data/census)
 #   SOURCE    folder or archive with the raw files          (cache, UCI, package index)
-#   WORKDIR   where the run leaves everything               (runs/NAME-OF-CONFIG)
-#   PYTHON    the Python that makes .venv                   (python3)
-#   SMOKE=1   the short form: the smoke config on the real data, in a fresh work directory
+#   WORKDIR   work directory of the run                     (runs/NAME-OF-CONFIG)
+#   PYTHON    Python that creates .venv                     (python3)
+#   SMOKE=1   short form: the smoke config on the real data, in a new work directory
 #
-# An active virtual environment is used, and gets what it lacks; else .venv is made here.
+# Uses the active virtual environment, or creates .venv, and installs missing requirements.
 set -euo pipefail
 cd "$(dirname "$0")"
 
 if [ -z "${VIRTUAL_ENV:-}" ]; then
   if [ ! -x .venv/bin/python ]; then
     "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-      { echo "error: Python 3.11 or newer is needed; name one with PYTHON=…" >&2; exit 2; }
-    echo "making .venv …"
+      { echo "error: needs Python 3.11 or newer; set PYTHON=…" >&2; exit 2; }
+    echo "creating .venv …"
     "${PYTHON:-python3}" -m venv .venv
   fi
   VIRTUAL_ENV=$PWD/.venv
 fi
 python=$VIRTUAL_ENV/bin/python
-# The list that was last installed is kept, so that a second start does not ask the index again.
+# A copy of the installed list, so that a second start does not ask the package index.
 installed=$VIRTUAL_ENV/.mmoe_jax_requirements
 if ! cmp -s requirements.txt "$installed"; then
   echo "installing requirements.txt …"
@@ -51,7 +51,7 @@ WORKDIR=${WORKDIR:-runs/$name}
 if [ ! -f "$DATA/schema.json" ]; then
   "$python" -m data_prep.census_income --out "$DATA" ${SOURCE:+--source "$SOURCE"}
 elif [ -n "${SOURCE:-}" ]; then
-  echo "$DATA is prepared already; SOURCE is not looked at"
+  echo "$DATA is prepared already; SOURCE is ignored"
 fi
 echo "training $CONFIG in $WORKDIR …"
 exec "$python" -m mmoe_jax.main --config "$CONFIG" --workdir "$WORKDIR" \

@@ -1,9 +1,9 @@
-"""Kills a run at random moments, resumes it, and compares it with one that was left alone.
+"""Kills a run at random times, resumes it, and compares it with an uninterrupted run.
 
   python -m benchmarks.kill_and_resume --config configs/census.py --kills 3 --out runs/killed
 
-Fails unless every array of the last checkpoints (parameters, optimizer state, best weights) is
-the same to the bit.
+Fails unless all arrays of the last checkpoints (parameters, optimizer state, best variables) are
+bitwise identical.
 """
 
 import os
@@ -16,7 +16,8 @@ import time
 
 from absl import flags
 
-from mmoe_jax import checkpoint, errors
+from mmoe_jax import errors
+from mmoe_jax.workdir import checkpoint
 
 
 def _start(workdir: str) -> subprocess.Popen:
@@ -32,39 +33,39 @@ def _finish(workdir: str) -> float:
 
 
 def main(argv: list[str]) -> None:
-  """The command line."""
+  """Runs, kills, resumes and compares."""
   del argv
   rng = random.Random(_SEED.value)
   whole, killed = (os.path.join(_OUT.value, name) for name in ("whole", "killed"))
   for folder in (whole, killed):
     shutil.rmtree(folder, ignore_errors=True)
   seconds = _finish(whole)
-  print(f"left alone: {seconds:.1f} s")
+  print(f"uninterrupted: {seconds:.1f} s")
   for i in range(_KILLS.value):
     process = _start(killed)
-    # A run that goes on has less before it: later kills come earlier.
+    # A resumed run is shorter, so later kills come earlier.
     wait = rng.uniform(0.3, 0.8) * seconds * (1 - i / (_KILLS.value + 1))
     time.sleep(wait)
-    errors.require(process.poll() is None, f"the run had ended after {wait:.1f} s; try a --seed")
+    errors.require(process.poll() is None, f"the run ended within {wait:.1f} s; use another --seed")
     process.send_signal(signal.SIGKILL)
     process.wait()
     folder = os.path.join(killed, "checkpoints")
-    there = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    print(f"kill {i + 1} after {wait:.1f} s; checkpoints: {', '.join(there) or 'none'}", flush=True)
-  errors.require(checkpoint.exists(killed), "no kill came after a checkpoint; try another --seed")
+    found = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    print(f"kill {i + 1} after {wait:.1f} s; checkpoints: {', '.join(found) or 'none'}", flush=True)
+  errors.require(checkpoint.exists(killed), "no kill followed a checkpoint; use another --seed")
   _finish(killed)
-  a, b = checkpoint.read_raw(whole), checkpoint.read_raw(killed)
-  errors.require(a.keys() == b.keys(), "the checkpoints hold different arrays")
+  a, b = checkpoint.read_arrays(whole), checkpoint.read_arrays(killed)
+  errors.require(a.keys() == b.keys(), "the checkpoints contain different arrays")
   differ = [k for k in a if a[k].tobytes() != b[k].tobytes()]
   errors.require(not differ, f"{len(differ)} of {len(a)} arrays differ, first {differ[:1]}")
   size = sum(array.nbytes for array in a.values())
-  print(f"bit-identical: {len(a)} arrays, {size:,} bytes")
+  print(f"bitwise identical: {len(a)} arrays, {size:,} bytes")
 
 
 if __name__ == "__main__":
   _CONFIG = flags.DEFINE_string("config", "configs/census.py", "FILE.py or FILE.py:ARG.")
   _OVERRIDE = flags.DEFINE_multi_string("override", [], "--config.KEY=VALUE for both runs.")
-  _KILLS = flags.DEFINE_integer("kills", 3, "How often to kill.")
-  _SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
-  _OUT = flags.DEFINE_string("out", None, "Where the two runs go.", required=True)
+  _KILLS = flags.DEFINE_integer("kills", 3, "Number of kills.")
+  _SEED = flags.DEFINE_integer("seed", 0, "Seed of the times.")
+  _OUT = flags.DEFINE_string("out", None, "Output folder of the two runs.", required=True)
   errors.run(main)

@@ -1,10 +1,9 @@
-"""Times a population against its members' runs one after another, as whole processes.
+"""Compares a population with separate runs of its members, as whole processes.
 
   python -m benchmarks.population_speed --members 16 --out runs/population_speed
 
-Both train the same seeds of a config, from start-up to results.json, in turns: the population, then
-a run for each seed. Leaves `table.json`, with the ratio and how far the members' results are from
-those of their runs.
+Both train the same seeds of a config, from start to results.json: the population, then one run per
+seed. Writes `table.json` with the ratio and the largest differences between members and runs.
 """
 
 import json
@@ -17,9 +16,11 @@ import time
 import numpy as np
 from absl import flags
 
-from benchmarks import studies
-from mmoe_jax import errors, workdirs
+from benchmarks.machine import describe_machine
+from mmoe_jax import errors
 from mmoe_jax.data import SPLITS
+from mmoe_jax.files import write_json
+from mmoe_jax.workdir import contract
 
 
 def _run(module: str, workdir: str, *arguments: str) -> float:
@@ -32,49 +33,49 @@ def _run(module: str, workdir: str, *arguments: str) -> float:
 
 
 def main(argv: list[str]) -> None:
-  """The command line."""
+  """Trains both and compares them."""
   del argv
   errors.require(_MEMBERS.value >= 1, f"--members={_MEMBERS.value}: must be at least 1")
   together = os.path.join(_OUT.value, "population")
-  alone = [os.path.join(_OUT.value, f"seed_{seed}") for seed in range(_MEMBERS.value)]
-  for folder in (together, *alone):
+  separate = [os.path.join(_OUT.value, f"seed_{seed}") for seed in range(_MEMBERS.value)]
+  for folder in (together, *separate):
     shutil.rmtree(folder, ignore_errors=True)
   population = _run("population", together, f"--seeds={_MEMBERS.value}")
   print(f"population of {_MEMBERS.value}: {population:.1f} s", flush=True)
   runs = []
-  for seed, folder in enumerate(alone):
+  for seed, folder in enumerate(separate):
     runs.append(_run("main", folder, f"--config.seed={seed}"))
-    print(f"seed {seed} alone: {runs[-1]:.1f} s", flush=True)
-  results = workdirs.read_results(together)
-  pairs = list(zip(results["members"], map(workdirs.read_results, alone), strict=True))
-  apart = {}
+    print(f"seed {seed}: {runs[-1]:.1f} s", flush=True)
+  results = contract.read_results(together)
+  pairs = list(zip(results["members"], map(contract.read_results, separate), strict=True))
+  differences = {}
   for kind in ("auc", "log_loss"):
     names = [n for n in pairs[0][1]["test"] if n.split("/")[1] == kind]
-    apart[kind] = max(
+    differences[kind] = max(
       abs(member[split][name] - run[split][name])
       for member, run in pairs
       for split in SPLITS
       for name in names
     )
   table = {
-    "machine": studies.machine(),
+    "machine": describe_machine(),
     "population_seconds": population,
     "runs_seconds": runs,
     "ratio": float(np.sum(runs) / population),
     "population_rows_per_second": results["rows_per_second"],
     "run_rows_per_second": float(np.median([run["rows_per_second"] for _, run in pairs])),
-    "largest_difference": apart,
+    "largest_difference": differences,
   }
-  studies.write_json(os.path.join(_OUT.value, "table.json"), table)
+  write_json(os.path.join(_OUT.value, "table.json"), table)
   print(
-    f"{np.sum(runs):.1f} s one after another, {population:.1f} s together: "
-    f"{table['ratio']:.2f} times faster; largest differences {json.dumps(apart)}"
+    f"{np.sum(runs):.1f} s as separate runs, {population:.1f} s as a population: "
+    f"{table['ratio']:.2f} times faster; largest differences {json.dumps(differences)}"
   )
 
 
 if __name__ == "__main__":
   _CONFIG = flags.DEFINE_string("config", "configs/census.py", "FILE.py or FILE.py:ARG.")
   _OVERRIDE = flags.DEFINE_multi_string("override", [], "--config.KEY=VALUE for all.")
-  _MEMBERS = flags.DEFINE_integer("members", 16, "How many seeds, from 0 up.")
-  _OUT = flags.DEFINE_string("out", None, "Where everything goes.", required=True)
+  _MEMBERS = flags.DEFINE_integer("members", 16, "Number of seeds, from 0 up.")
+  _OUT = flags.DEFINE_string("out", None, "Output folder.", required=True)
   errors.run(main)

@@ -1,10 +1,10 @@
-"""How speed and memory change as the work grows, one size at a time from those of census.py.
+"""Measures speed and memory along one size at a time, from those of census.py.
 
   python -m benchmarks.scaling --out runs/scaling
 
-Each point is a process of its own: it compiles, trains one epoch to warm up, then --rounds more,
-and says rows a second (of all members together) and the most memory that it held. Sizes that take
-long train on fewer rows. Leaves `table.json`, `table.md` and `scaling.png`.
+Each point is a separate process: it compiles, trains one warm-up epoch, then --rounds epochs, and
+reports rows/s (of all members together) and its peak memory. Large sizes train on fewer rows.
+Writes `table.json`, `table.md` and `scaling.png`.
 """
 
 import json
@@ -17,18 +17,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from benchmarks import plots, studies, tables
+from benchmarks import plots
+from benchmarks.machine import describe_machine
 from configs import census
-from mmoe_jax import cache, data, engine, errors, parallel
+from mmoe_jax import cache, data, errors, parallel
 from mmoe_jax.errors import require, require_known
-from mmoe_jax.table import write_atomically
+from mmoe_jax.evaluation import tables
+from mmoe_jax.files import write_atomically, write_json
+from mmoe_jax.training.learner import create_learner
+from mmoe_jax.training.run import compile_run
+from mmoe_jax.training.step import State
+from mmoe_jax.training.train_rows import make_batch, steps_per_epoch
 
-# Axis -> its sizes. What an axis does not name is as in census.py: batches of 1,024, 8 experts, 2
-# tasks, embeddings of 4, Census once, one member, one device.
+# Axis -> its sizes. Other sizes are those of census.py: batches of 1,024, 8 experts, 2 tasks,
+# embeddings of 4, Census once, one member, one device.
 AXES = {
   "batch": (256, 512, 1024, 2048, 4096, 8192, 16_384, 65_536),
   "experts": (2, 4, 8, 16, 32, 64, 128, 256),
@@ -38,24 +43,25 @@ AXES = {
   "members": (1, 2, 4, 8, 16, 32, 64),
   "devices": (1, 2, 4, 8),
 }
-_ENOUGH = 3e10  # Multiplications of kernels with rows: an epoch need not have more.
+_MAX_PRODUCTS = 3e10  # Products of kernel entries and rows per epoch; larger epochs are cut.
 
 
 def measure(axis: str, size: int, data_dir: str, rounds: int) -> dict[str, Any]:
   """Trains at one size, in this process.
 
   Args:
-    axis, size: which and how much.
+    axis: the axis.
+    size: size on the axis.
     data_dir: prepared data.
-    rounds: epochs that count.
+    rounds: number of timed epochs.
 
   Returns:
     `rows_per_second` of each epoch, of all members together; `peak_bytes` of the process;
-    `parameters`, `train_rows`.
+    `parameters`; `rows`.
   """
   config = census.get_config("mmoe")
   schema, splits = data.load(data_dir, **config.data)
-  arrays = engine.train_arrays(splits["train"], config)
+  split = splits["train"]
   if axis == "batch":
     config.train.batch_size = size
   elif axis == "experts":
@@ -63,20 +69,24 @@ def measure(axis: str, size: int, data_dir: str, rounds: int) -> dict[str, Any]:
   elif axis == "embedding":
     config.model.embedding_dim = size
   elif axis == "rows":
-    arrays = jax.tree.map(lambda a: np.tile(a, (size,) + (1,) * (a.ndim - 1)), arrays)
+    split = _map(split, lambda a: np.tile(a, (size,) + (1,) * (a.ndim - 1)))
   elif axis == "tasks":
-    schema, arrays["labels"] = _more_tasks(schema, arrays["labels"], size)
+    schema, labels = _repeat_tasks(schema, split.labels, size)
+    split = data.Split(split.features, labels, split.weights, {})
   kernels = 16 * config.model.experts * config.model.embedding_dim * len(schema.id_features)
-  least = min(len(arrays["labels"]), 8 * config.train.batch_size)
-  rows = len(arrays["labels"])
+  rows = len(split)
+  least = min(rows, 8 * config.train.batch_size)
   if axis not in ("rows", "members"):
-    rows = int(np.clip(_ENOUGH // kernels, least, rows))
-  arrays = jax.tree.map(lambda a: a[:rows], arrays)
-  del splits  # Beside the devices' copy, no other may count as memory that training needs.
+    rows = int(np.clip(_MAX_PRODUCTS // kernels, least, rows))
+  split = _map(split, lambda a: a[:rows])
+  del splits  # Only the devices' copy counts as memory that training needs.
   members = parallel.Members(size if axis == "members" else 1)
-  train = _members(config, schema, arrays, members) if axis == "members" else None
-  train = train or _alone(config, schema, arrays, size if axis == "devices" else 1)
-  del arrays
+  if axis == "members":
+    train = _make_population(config, schema, split, members)
+  else:
+    config.train.devices = size if axis == "devices" else 1
+    train = _make_run(config, schema, split)
+  del split
   rates = []
   for number in range(rounds + 1):
     start = time.perf_counter()
@@ -87,37 +97,38 @@ def measure(axis: str, size: int, data_dir: str, rounds: int) -> dict[str, Any]:
   return {"rows_per_second": rates, "peak_bytes": peak, "parameters": parameters, "rows": rows}
 
 
-def _alone(config: Any, schema: data.Schema, arrays: Any, count: int) -> Any:
-  devices = parallel.Devices(count)
-  steps = engine.steps_per_epoch(config, len(arrays["labels"]))
-  learner = engine.create_learner(config, schema, steps, count, devices.axis_name)
-  sample = {name: a[:1] for name, a in arrays["features"].items()}
-  init = parallel.jit_once(learner.init)
-  state, placed = devices.replicate((init(jax.random.key(0), sample), arrays))
-  epoch = devices.compile(learner.epoch, state, placed, jax.random.key(0))
-  held = [state]
+def _map(split: data.Split, function: Any) -> data.Split:
+  features = {name: function(a) for name, a in split.features.items()}
+  return data.Split(features, function(split.labels), function(split.weights), {})
+
+
+def _make_run(config: Any, schema: data.Schema, split: data.Split) -> Any:
+  """Returns a function that trains one epoch of a run and returns its number of parameters."""
+  run = compile_run(config, schema, split)
+  held = [run.state]
 
   def train() -> int:
-    state, losses = epoch(held.pop(), placed, jax.random.key(0))
+    state, _ = run.train_epoch(held.pop(), 1)
     held.append(jax.block_until_ready(state))
-    del losses
     return sum(a.size for a in jax.tree.leaves(state.params))
 
   return train
 
 
-def _members(config: Any, schema: data.Schema, arrays: Any, members: parallel.Members) -> Any:
-  steps = engine.steps_per_epoch(config, len(arrays["labels"]))
-  learner = engine.create_learner(config, schema, steps)
-  shared = members.share(arrays)
-  seeds = members.spread(np.arange(members.count, dtype=np.uint32))
+def _make_population(
+  config: Any, schema: data.Schema, split: data.Split, members: parallel.Members
+) -> Any:
+  """Returns a function that trains one epoch of all members, as `_make_run`."""
+  learner = create_learner(config, schema, steps_per_epoch(config, len(split)))
+  shared = members.replicate(make_batch(split, config))
+  seeds = members.shard(np.arange(members.count, dtype=np.uint32))
 
-  def one_epoch(state: engine.State, seed: Any, shared: Any) -> Any:
-    return learner.epoch(state, shared, jax.random.key(seed), jnp.int32(0))
+  def one_epoch(state: State, seed: Any, shared: Any) -> Any:
+    return learner.epoch(state, shared, jax.random.key(seed))
 
-  sample = {name: a[:1] for name, a in arrays["features"].items()}
+  one_row = {name: a[:1] for name, a in split.features.items()}
   keys = [jax.random.key(m) for m in range(members.count)]
-  held = [members.start(learner.init, [(key, sample) for key in keys])]
+  held = [members.init(learner.init, [(key, one_row) for key in keys])]
   epoch = members.compile(one_epoch, held[0], seeds, shared)
 
   def train() -> int:
@@ -129,10 +140,10 @@ def _members(config: Any, schema: data.Schema, arrays: Any, members: parallel.Me
   return train
 
 
-def _more_tasks(
+def _repeat_tasks(
   schema: data.Schema, labels_NxT: np.ndarray, tasks: int
 ) -> tuple[data.Schema, np.ndarray]:
-  """As many tasks as asked for: those of the run, again and again."""
+  """Returns a number of tasks by repeating those of the run."""
   chosen = [schema.tasks[i % len(schema.tasks)] for i in range(tasks)]
   more = tuple(data.Task(f"{t.name}_{i}", t.column) for i, t in enumerate(chosen))
   columns = np.arange(tasks) % labels_NxT.shape[1]
@@ -140,7 +151,7 @@ def _more_tasks(
 
 
 def in_a_process(axis: str, size: int, data_dir: str, rounds: int) -> dict[str, Any]:
-  """What `measure` gives, of a process that has as many devices as it needs."""
+  """Returns the result of `measure` in a process with the devices that it needs."""
   devices = size if axis == "devices" else 1
   if axis == "members":
     devices = min(size, len(os.sched_getaffinity(0)))
@@ -155,7 +166,7 @@ def in_a_process(axis: str, size: int, data_dir: str, rounds: int) -> dict[str, 
 
 
 def markdown(points: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> str:
-  """The points as tables."""
+  """Formats the points as one table per axis."""
   parts = []
   for axis in dict.fromkeys(p["axis"] for p in points):
     lines = [
@@ -170,14 +181,14 @@ def markdown(points: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) ->
       for p in points
       if p["axis"] == axis
     ]
-    header = (axis, "rows a second", "range", "peak, GiB", "parameters", "rows of an epoch")
+    header = (axis, "rows/s", "range", "peak, GiB", "parameters", "rows per epoch")
     parts.append(tables.markdown(header, lines))
   parts.append(f"{machine['cores']} cores of {machine['processor']}, jax {machine['jax']}.")
   return "\n\n".join(parts) + "\n"
 
 
 def main(argv: list[str]) -> None:
-  """The command line."""
+  """Measures all points in separate processes, or one point in this one."""
   del argv
   cache.keep_programs()
   require(_ROUNDS.value >= 1, f"--rounds={_ROUNDS.value}: must be at least 1")
@@ -187,13 +198,13 @@ def main(argv: list[str]) -> None:
     return
   for axis in _AXES.value:
     require_known(axis, AXES, "a name in --axes")
-  points, machine = [], studies.machine()
+  points, machine = [], describe_machine()
   for axis in _AXES.value:
     for size in AXES[axis]:
       points.append(in_a_process(axis, size, _DATA_DIR.value, _ROUNDS.value))
-      print(f"{axis} {size}: {points[-1]['median']:,.0f} rows a second", flush=True)
+      print(f"{axis} {size}: {points[-1]['median']:,.0f} rows/s", flush=True)
       found = {"machine": machine, "points": points}
-      studies.write_json(os.path.join(_OUT.value, "table.json"), found)
+      write_json(os.path.join(_OUT.value, "table.json"), found)
   text = markdown(points, machine)
   write_atomically(os.path.join(_OUT.value, "table.md"), text)
   plots.scaling(os.path.join(_OUT.value, "scaling.png"), points)
@@ -201,9 +212,9 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  _AXES = flags.DEFINE_list("axes", list(AXES), "What to vary.")
+  _AXES = flags.DEFINE_list("axes", list(AXES), "Axes to measure.")
   _MEASURE = flags.DEFINE_string("measure", "", "AXIS=SIZE: one point, in this process.")
-  _ROUNDS = flags.DEFINE_integer("rounds", 3, "Epochs that are counted.")
-  _DATA_DIR = flags.DEFINE_string("data_dir", "data/census", "What data preparation wrote.")
-  _OUT = flags.DEFINE_string("out", None, "The folder to write.", required=True)
+  _ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed epochs.")
+  _DATA_DIR = flags.DEFINE_string("data_dir", "data/census", "Prepared data.")
+  _OUT = flags.DEFINE_string("out", None, "Output folder.", required=True)
   errors.run(main)

@@ -1,0 +1,1 @@
+"""Configs: settings of runs, one recipe per file."""

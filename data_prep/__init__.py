@@ -1,0 +1,1 @@
+"""Data preparation: from raw files to encoded arrays and a schema. No JAX."""

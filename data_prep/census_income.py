@@ -1,8 +1,8 @@
-"""Prepares UCI Census-Income (KDD): get, verify, parse, encode, store.
+"""Prepares UCI Census-Income (KDD): obtains, verifies, parses, encodes and stores it.
 
   python -m data_prep.census_income --out data/census
 
-README.md beside this file describes the columns, the tasks and the result.
+data_prep/README.md describes the columns, the tasks and the result.
 """
 
 import time
@@ -14,7 +14,7 @@ from absl import flags
 
 from data_prep import fitting, raw_files
 from mmoe_jax import cache, data, errors
-from mmoe_jax.table import read_table
+from mmoe_jax.data.tables import read_table
 
 NUMBERS = (
   "age",
@@ -57,17 +57,17 @@ TASKS = (
   data.Task("education_level", "education", kind="multiclass"),
   data.Task("weeks_worked", "weeks_worked", kind="regression"),
 )
-# Columns that may not be features, beside the chosen tasks' own: income_50k never is one (it is
-# in neither list of columns above), and the paper removes both other labels in both its groups.
+# Columns that are no features, in addition to the selected tasks' own. income_50k never is one: it
+# is in neither list above. The paper removes both other labels in both its groups.
 PROTOCOLS = {"demo": (), "paper": ("education", "marital_stat")}
-# A bin for every year of age fits noise: with 43 bins instead of 91 both tasks' validation AUC is
-# better, while income wants the bins of gains, losses and dividends fine (data_prep/README.md).
+# A bin per year of age overfits: 43 bins instead of 91 improve both tasks' validation AUC
+# (data_prep/README.md).
 MAX_BINS_OF = {"age": 64}
 SLICES = (data.Slice("16_and_over", "age", 16),)
 
 
 def split_test(test: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-  """Halves the test file into validation and test rows: the very rows of MetaSpore's demo."""
+  """Halves the test file into validation and test rows, the same rows as in MetaSpore's demo."""
   validation = test.sample(frac=0.5, replace=False, random_state=1).sort_index()
   return validation, test.drop(validation.index)
 
@@ -82,21 +82,21 @@ def prepare(
   """Turns the two raw files into a folder of arrays and a schema.
 
   Args:
-    train_path, test_path: the raw files.
-    out: the folder to write. It appears whole or not at all; an earlier preparation in it is
-      replaced only once the new one is complete.
-    max_bins: quantile bins of a continuous column, at most.
-    sources: raw file name -> sha256, noted in the schema.
+    train_path: raw train file.
+    test_path: raw test file.
+    out: output folder, see fitting.replace_folder.
+    max_bins: maximum number of quantile bins of a continuous column.
+    sources: raw file name -> sha256, stored in the schema.
 
   Returns:
     The schema, as saved in `schema.json`.
 
   Raises:
-    UserError: for broken tables, or when `out` holds something that is not prepared data.
-    OSError: when a file cannot be read or written.
+    UserError: for broken tables, or if `out` contains anything but prepared data.
+    OSError: if a file cannot be read or written.
   """
   errors.require(1 <= max_bins <= 255, f"--max_bins={max_bins}: must be from 1 to 255")
-  with fitting.whole_folder(out) as beside:
+  with fitting.replace_folder(out) as tmp_path:
     frames = {"train": read_table(train_path, COLUMNS)}
     held_out = read_table(test_path, COLUMNS)
     frames["validation"], frames["test"] = split_test(held_out)
@@ -113,11 +113,11 @@ def prepare(
       protocols=PROTOCOLS,
       sources=sources or {},
     )
-    return fitting.store_splits(schema, frames, beside)
+    return fitting.store_splits(schema, frames, tmp_path)
 
 
 def summary(schema: data.Schema, out: str) -> str:
-  """What was prepared, in numbers: rows, features, labels of each task and bytes."""
+  """Formats what was prepared: rows, features, labels of each task, bytes."""
   kinds = [f.kind for f in schema.id_features]
   lines = [
     f"{len(schema.columns)} raw columns: {kinds.count('category')} nominal, "
@@ -135,7 +135,7 @@ def summary(schema: data.Schema, out: str) -> str:
 
 
 def _labels(task: data.Task, count: Mapping[str, Any]) -> str:
-  """The labels of a task in a split, in a few characters."""
+  """Summarises the labels of a task in a split."""
   if task.kind == "regression":
     return f"{count['means'][task.name]:.2f} ± {count['stds'][task.name]:.2f}"
   if task.kind == "multiclass":
@@ -146,9 +146,9 @@ def _labels(task: data.Task, count: Mapping[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> None:
-  """The command line: gets the raw files and prepares them."""
+  """Obtains the raw files and prepares them."""
   del argv
-  paths = raw_files.get(_SOURCE.value, _CACHE.value or cache.folder())
+  paths = raw_files.obtain(_SOURCE.value, _CACHE.value or cache.folder())
   start = time.perf_counter()
   sources = {raw.name: raw.sha256 for raw in raw_files.RAW_FILES}
   schema = prepare(*paths, _OUT.value, _MAX_BINS.value, sources)
@@ -159,10 +159,6 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
   _OUT = flags.DEFINE_string("out", None, "Folder for the arrays and schema.json.", required=True)
   _SOURCE = flags.DEFINE_string("source", None, "Folder or archive with the raw files.")
-  _CACHE = flags.DEFINE_string(
-    "cache", None, "Where raw files are kept; default ~/.cache/mmoe_jax."
-  )
-  _MAX_BINS = flags.DEFINE_integer(
-    "max_bins", 128, "Quantile bins of a continuous column, at most."
-  )
+  _CACHE = flags.DEFINE_string("cache", None, "Folder for raw files; default ~/.cache/mmoe_jax.")
+  _MAX_BINS = flags.DEFINE_integer("max_bins", 128, "Maximum number of quantile bins of a column.")
   errors.run(main)

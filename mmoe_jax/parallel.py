@@ -1,15 +1,18 @@
-"""The only room that knows devices and hosts: `jax.pmap`, a jit a device, `jax.distributed`.
+"""Devices and hosts: `jax.pmap`, one program per device, `jax.distributed`.
 
-The rest of the code is written for one device. What must differ under several takes an
-`axis_name`, and None means one device: a plain gradient, no collective.
+All other modules are written for one device. Where several devices make a difference, functions
+take an `axis_name`; None means one device and no collectives.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import functools
+import glob
 import math
 import os
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -21,8 +24,9 @@ from mmoe_jax.errors import require
 Array = jax.Array
 
 AXIS = "devices"
-# What makes a CPU faster at these sizes (benchmarks/README.md): a thread pool costs more than it
-# gives, YNNPACK's matrix products are slower than Eigen's, and AVX-512 is not used by default.
+_ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
+# Small matrices: threads cost more than they gain, Eigen's products are faster than YNNPACK's, and
+# AVX-512 is off by default. Measured in benchmarks/README.md.
 _CPU_OPTIONS = {
   "xla_cpu_multi_thread_eigen": False,
   "xla_cpu_experimental_ynn_fusion_type": "",
@@ -31,17 +35,20 @@ _CPU_OPTIONS = {
 
 
 def initialize() -> None:
-  """Joins the hosts of a job, where the environment says that there are several.
+  """Joins the hosts of a job, if the environment names several. Call it before any use of JAX.
 
-  It reads the variables that JAX and cluster managers set (`JAX_COORDINATOR_ADDRESS` with
-  `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`; TPU pods and Slurm say `MMOE_MULTIHOST=1` and let
-  JAX find out the rest). Must come before any other use of JAX.
+  Reads `JAX_COORDINATOR_ADDRESS` with `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, or
+  `MMOE_MULTIHOST=1` on TPU pods and Slurm, where JAX finds the rest.
+
+  Raises:
+    UserError: for variables that are missing or not numbers.
   """
   if os.environ.get("JAX_COORDINATOR_ADDRESS"):
     numbers = {name: os.environ.get(name, "") for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")}
     for name, value in numbers.items():
       require(
-        value.isdigit(), f"${name} is '{value}'; $JAX_COORDINATOR_ADDRESS needs a number there"
+        value.isdigit(),
+        f"${name} = '{value}': must be a number, because $JAX_COORDINATOR_ADDRESS is set",
       )
     jax.distributed.initialize(
       num_processes=int(numbers["JAX_NUM_PROCESSES"]), process_id=int(numbers["JAX_PROCESS_ID"])
@@ -51,10 +58,10 @@ def initialize() -> None:
 
 
 def use_all_cores() -> None:
-  """Makes a device of every CPU core, where the CPU is what JAX runs on.
+  """Makes every CPU core a device, if JAX runs on the CPU. Call it before any use of JAX.
 
-  A population then trains on all of them, a share of the members on each. It must come before any
-  other use of JAX; later it changes nothing, and there are as many devices as there are.
+  A population then trains on all cores, each with a share of the members. It has no effect once
+  JAX has started, or if XLA_FLAGS sets the number of devices.
   """
   if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
     return
@@ -63,55 +70,81 @@ def use_all_cores() -> None:
 
 
 def is_first_host() -> bool:
-  """Whether this process writes the files and speaks to the user."""
+  """Returns whether this process writes files and prints."""
   return jax.process_index() == 0
 
 
+def describe_devices(devices: Sequence[Any]) -> str:
+  """Returns a description such as `2 x cpu` or `8 x NVIDIA H100`."""
+  kinds = collections.Counter(device.device_kind for device in devices)
+  return ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+
+
+def warn_of_unused_accelerator() -> None:
+  """Warns on standard error if JAX runs on the CPU of a machine with an accelerator.
+
+  JAX falls back to the CPU silently if the accelerator's plugin is missing or cannot start. Nothing
+  is printed if $JAX_PLATFORMS asks for the CPU.
+  """
+  if os.environ.get("JAX_PLATFORMS") or jax.default_backend() != "cpu":
+    return
+  if device := next((path for path in _ACCELERATORS if glob.glob(path)), None):
+    print(
+      f"warning: this machine has an accelerator ({device}), but JAX runs on the CPU; install its "
+      'build of jax, such as pip install "jax[cuda13]" or "jax[tpu]", or set JAX_PLATFORMS=cpu',
+      file=sys.stderr,
+    )
+
+
 def device_count(wanted: int, batch_size: int) -> int:
-  """Checks the number of devices that a run asks for.
+  """Returns the number of devices of a run.
 
   Args:
-    wanted: how many devices; 0 for all.
-    batch_size: rows of a step, over all devices.
+    wanted: config.train.devices; 0 for all devices.
+    batch_size: rows of a step over all devices.
 
   Raises:
-    UserError: when there are not as many, or when they do not divide the batch.
+    UserError: if there are fewer devices, or if they do not divide the batch.
   """
-  there = jax.device_count()
-  require(0 <= wanted <= there, f"config.train.devices is {wanted}; there are {there}")
-  count = wanted or there
+  available = jax.device_count()
   require(
-    jax.process_count() == 1 or count == there,
-    f"config.train.devices is {wanted}; several hosts train on all their {there} devices",
+    0 <= wanted <= available,
+    f"config.train.devices = {wanted}: must be from 0 to {available}, the number of devices",
+  )
+  count = wanted or available
+  require(
+    jax.process_count() == 1 or count == available,
+    f"config.train.devices = {wanted}: several hosts train on all their {available} devices; set 0",
   )
   require(
     batch_size % count == 0,
-    f"config.train.batch_size is {batch_size}, which {count} devices do not divide",
+    f"config.train.batch_size = {batch_size}: must be a multiple of {count}, the number of devices",
   )
   return count
 
 
 class Devices:
-  """The devices of a run: puts arrays on them and compiles an epoch for them.
+  """Devices of a run: places arrays on them and compiles an epoch for them.
 
   Attributes:
     count: number of devices.
     devices: the devices.
-    axis_name: AXIS with several devices, None with one.
+    axis_name: AXIS for several devices, None for one.
   """
 
   def __init__(self, count: int):
+    """Takes the first `count` devices of the job."""
     self.count = count
     self.axis_name = AXIS if count > 1 else None
     self.devices = jax.devices()[:count]
     self._mesh = Mesh(np.array(self.devices), (AXIS,))
 
   def replicate(self, tree: Any) -> Any:
-    """Puts a tree of arrays on every device."""
+    """Places a tree of arrays on every device."""
     return self._put(tree, PartitionSpec())
 
-  def spread(self, tree: Any, axis: int = 0) -> Any:
-    """Spreads an axis of every array over the devices, which must divide it."""
+  def shard(self, tree: Any, axis: int = 0) -> Any:
+    """Shards one axis of every array over the devices, which must divide it."""
     return self._put(tree, PartitionSpec(*[None] * axis, AXIS))
 
   def _put(self, tree: Any, spec: PartitionSpec) -> Any:
@@ -119,93 +152,101 @@ class Devices:
 
     def put(a: Any) -> Any:
       if jax.process_count() > 1 and isinstance(a, np.ndarray):
-        # device_put compares the hosts' arrays first, and a missing label, NaN, equals nothing.
+        # device_put requires equal arrays on all hosts, and NaN labels are unequal.
         return jax.make_array_from_callback(a.shape, where, lambda index: a[index])
       return jax.device_put(a, where)
 
     return jax.tree.map(put, tree)
 
-  def compile(self, epoch: Callable[..., Any], state: Any, data: Any, key: Any) -> Callable:
-    """Compiles `epoch(state, data, key, shard)`, each device being a shard of every batch.
+  def compile(self, epoch: Callable[..., Any], state: Any, rows: Any, key: Any) -> Callable:
+    """Compiles `epoch(state, rows, key)` for all devices, which share each batch.
 
     Args:
-      epoch: a pure function of one device's share; `shard` is its number.
-      state: donated at each call, and returned anew.
-      data, key: the same on all devices.
+      epoch: pure function of one device; under several, AXIS is its device axis.
+      state: arguments or their shapes; the state is donated in each call.
+      rows: the same on all devices.
+      key: the same on all devices.
 
     Returns:
-      A function of (state, data, key) giving what `epoch` gives.
+      A function of (state, rows, key) with the results of `epoch`.
     """
     if self.count == 1:
-      mapped = jax.jit(epoch, donate_argnums=0)
-      shard = np.int32(0)
-    else:
-      # State and data are replicated and so is what comes out (the gradient's mean makes it so).
-      mapped = jax.pmap(
-        epoch,
-        axis_name=AXIS,
-        in_axes=(None, None, None, 0),
-        out_axes=None,
-        donate_argnums=0,
-        devices=self.devices,
-      )
-      shard = np.arange(self.count, dtype=np.int32)
-    shard = jax.device_put(shard, self.devices[0]) if self.count == 1 else self.spread(shard)
-    compiled = _compile(mapped, state, data, key, shard)
-    return lambda state, data, key: compiled(state, data, key, shard)
+      return _compile(jax.jit(epoch, donate_argnums=0), state, rows, key)
+    # The mean of gradients makes results equal on all devices, so out_axes is None.
+    mapped = jax.pmap(
+      lambda state, rows, key, device: epoch(state, rows, key),
+      axis_name=AXIS,
+      in_axes=(None, None, None, 0),  # pmap needs one mapped argument.
+      out_axes=None,
+      donate_argnums=0,
+      devices=self.devices,
+    )
+    device = self.shard(np.arange(self.count, dtype=np.int32))
+    compiled = _compile(mapped, state, rows, key, device)
+    return lambda state, rows, key: compiled(state, rows, key, device)
 
 
 class Members:
-  """The members of a population, spread over devices: so many on each, one after another.
+  """Members of a population, sharded over devices: several per device, one after another.
 
-  A tree of (M, …) becomes one of (padded, …), its first axis spread over the devices; the last
-  member stands in for those that are lacking.
+  A tree of (M, …) arrays becomes one of (padded, …) arrays, sharded over the first axis. Padding
+  repeats the last member.
 
   Attributes:
     count: number of members M.
-    devices: how many devices share them.
-    padded: M, rounded up to what the devices divide.
+    devices: number of devices that they are sharded over.
+    used: those devices.
+    padded: M, rounded up to a multiple of `devices`.
   """
 
   def __init__(self, count: int, devices: int = 0):
-    """Spreads `count` members over at most `devices` devices (0: all of this process)."""
-    require(jax.process_count() == 1, "a population trains on one host; give each host its own")
-    there = jax.local_device_count()
-    require(0 <= devices <= there, f"config.train.devices is {devices}; there are {there}")
-    self.count = count
-    self.devices = min(count, devices or there)
-    self._each = math.ceil(count / self.devices)
-    self.padded = self._each * self.devices
-    self._devices = jax.local_devices()[: self.devices]
-    self._mesh = Mesh(np.array(self._devices), (AXIS,))
+    """Shards `count` members over at most `devices` devices (0: all of this process).
 
-  def spread(self, tree: Any) -> Any:
-    """Puts (M, …) arrays on the devices of their members."""
-    lacking = self.padded - self.count
+    Raises:
+      UserError: with several hosts, or if there are fewer devices.
+    """
+    require(
+      jax.process_count() == 1, "a population trains on a single host; start one on each host"
+    )
+    available = jax.local_device_count()
+    require(
+      0 <= devices <= available,
+      f"config.train.devices = {devices}: must be from 0 to {available}, the number of devices",
+    )
+    self.count = count
+    self.devices = min(count, devices or available)
+    self._per_device = math.ceil(count / self.devices)
+    self.padded = self._per_device * self.devices
+    self.used = jax.local_devices()[: self.devices]
+    self._mesh = Mesh(np.array(self.used), (AXIS,))
+
+  def shard(self, tree: Any) -> Any:
+    """Places (M, …) arrays on the devices of their members."""
+    padding = self.padded - self.count
 
     def pad(a: Any) -> np.ndarray:
       a = np.asarray(a)
-      return np.concatenate([a, np.repeat(a[-1:], lacking, 0)]) if lacking else a
+      return np.concatenate([a, np.repeat(a[-1:], padding, 0)]) if padding else a
 
     return jax.device_put(jax.tree.map(pad, tree), NamedSharding(self._mesh, PartitionSpec(AXIS)))
 
-  def share(self, tree: Any) -> Any:
-    """Puts arrays that all members use on every device."""
+  def unshard(self, tree: Any) -> Any:
+    """Fetches (M, …) arrays to the host: the inverse of `shard`."""
+    return jax.tree.map(lambda a: a[: self.count], jax.device_get(tree))
+
+  def replicate(self, tree: Any) -> Any:
+    """Places arrays that all members use on every device."""
     return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
 
-  def start(self, init: Callable[..., Any], arguments: Iterable[tuple]) -> Any:
-    """What `init` gives for the arguments of each member, spread.
+  def init(self, init: Callable[..., Any], arguments: Iterable[tuple]) -> Any:
+    """Returns the results of `init` for each member's arguments, sharded.
 
-    One after another, by the program that a run alone starts with: mapped over members, it would be
-    rounded otherwise, and what training makes of a last bit is seen in the third digit of a loss.
+    Members are initialised one after another, by the program of a single run. A vmapped init rounds
+    differently; training amplifies that to the third digit of the loss.
     """
     init = jit_once(init)
     states = [jax.device_get(init(*each)) for each in arguments]
-    return self.spread(jax.tree.map(lambda *a: np.stack(a), *states))
-
-  def gather(self, tree: Any) -> Any:
-    """The inverse of `spread`: (M, …) arrays on the host."""
-    return jax.tree.map(lambda a: a[: self.count], jax.device_get(tree))
+    return self.shard(jax.tree.map(lambda *a: np.stack(a), *states))
 
   def compile(
     self,
@@ -215,37 +256,37 @@ class Members:
     shared: Any,
     at_once: int = 0,
   ) -> Callable:
-    """Compiles `function(state, member, shared)`, written for one member, for all of them.
+    """Compiles `function(state, member, shared)`, written for one member, for all members.
 
     Args:
-      function: pure; `shared` is the same for all members.
-      state: spread over devices; donated at each call.
-      member: further arrays of each member, spread too.
-      shared: arrays on every device.
-      at_once: how many members of a device share each operation (`vmap`), the others follow
-        (`scan`); 0 chooses: on a CPU one, which is fastest there (benchmarks/README.md), on
-        an accelerator as many as its memory holds.
+      function: a pure function.
+      state: sharded arrays (padded, …), donated in each call.
+      member: further sharded arrays.
+      shared: arrays on every device, the same for all members.
+      at_once: number of members per device that share each operation (`vmap`), before the next
+        ones follow (`scan`). 0 chooses: 1 on a CPU, which is fastest there, and on an accelerator
+        as many as its memory holds.
 
     Returns:
-      A function of (state, member, shared) giving what `function` gives, spread.
+      A function of (state, member, shared) with the results of `function`, sharded.
     """
     arguments = self._parts((state, member, shared))
     if at_once == 0:
       at_once = 1
-      limit = (self._devices[0].memory_stats() or {}).get("bytes_limit")
+      limit = (self.used[0].memory_stats() or {}).get("bytes_limit")
       if limit:
-        one = _compile(self._mapped(function, 1), *arguments[0])
-        at_once = members_at_once(one.memory_analysis(), limit, self._each)
-    # A program for each device and none for all together, which XLA would round in other places
-    # than it does for a run alone: then a member would not be its run.
+        program = _compile(self._mapped(function, 1), *arguments[0])
+        at_once = members_at_once(program.memory_analysis(), limit, self._per_device)
+    # One program per device: XLA rounds a joint program differently from that of a single run,
+    # and members would not be bitwise identical to it.
     mapped = self._mapped(function, at_once)
-    lowered = [mapped.lower(*each) for each in arguments]
+    lowered = [mapped.lower(*part) for part in arguments]
     options = cpu_options() or None
     with concurrent.futures.ThreadPoolExecutor(self.devices) as pool:
       programs = list(pool.map(lambda one: one.compile(compiler_options=options), lowered))
 
     def call(*arguments: Any) -> Any:
-      # Calls return at once, so that the devices work side by side.
+      # Calls are asynchronous, so the devices work in parallel.
       outputs = [
         program(*part) for program, part in zip(programs, self._parts(arguments), strict=True)
       ]
@@ -254,69 +295,69 @@ class Members:
     return call
 
   def _mapped(self, function: Callable[..., Any], at_once: int) -> Any:
-    def every(state: Any, member: Any, shared: Any) -> Any:
-      each = lambda pair: function(*pair, shared)
-      batch = None if at_once == 1 else min(at_once, self._each)
-      return jax.lax.map(each, (state, member), batch_size=batch)
+    def all_members(state: Any, member: Any, shared: Any) -> Any:
+      batch_size = None if at_once == 1 else min(at_once, self._per_device)
+      one_member = lambda pair: function(*pair, shared)
+      return jax.lax.map(one_member, (state, member), batch_size=batch_size)
 
-    return jax.jit(every, donate_argnums=0)
+    return jax.jit(all_members, donate_argnums=0)
 
   def _parts(self, tree: Any) -> list[Any]:
-    """What each device holds of a tree."""
+    """Returns the part of a tree that each device holds."""
     leaves, structure = jax.tree.flatten(tree)
     shards = [[shard.data for shard in a.addressable_shards] for a in leaves]
     return [structure.unflatten(part[d] for part in shards) for d in range(self.devices)]
 
   def _join(self, *parts: Array) -> Array:
-    """The array whose parts, (members on a device, …), the devices hold."""
+    """Returns the sharded array whose parts (members per device, …) the devices hold."""
     shape = (self.padded, *parts[0].shape[1:])
-    spread = NamedSharding(self._mesh, PartitionSpec(AXIS))
-    return jax.make_array_from_single_device_arrays(shape, spread, parts)
+    sharding = NamedSharding(self._mesh, PartitionSpec(AXIS))
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-  """`jax.jit` with what makes a CPU faster, for a program on one device."""
+  """Compiles a function for one device like `jax.jit`, with the CPU's faster options."""
   return jax.jit(function, compiler_options={**options, **cpu_options()} or None)
 
 
 def jit_once(function: Callable[..., Any]) -> Callable[..., Any]:
-  """As `jit`, for a program that runs once: optimising it costs seconds and gains milliseconds."""
+  """Compiles a function that runs once: like `jit`, without optimisation, which costs seconds."""
   return jit(function, xla_backend_optimization_level=0)
 
 
 @functools.cache
 def cpu_options() -> dict[str, Any]:
-  """XLA's options for a program of ours on a CPU, those that this version knows; else none."""
+  """Returns XLA's options for our programs on a CPU, as far as this version supports them."""
   if jax.devices()[0].platform != "cpu":
     return {}
   lowered = jax.jit(lambda x: x).lower(np.float32(0))
-  known = {}
+  supported = {}
   for name, value in _CPU_OPTIONS.items():
-    # They are no part of JAX's interface: a version without one goes on without it.
+    # They are not part of JAX's interface; other versions may not have them.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       lowered.compile(compiler_options={name: value})
-      known[name] = value
-  return known
+      supported[name] = value
+  return supported
 
 
 def members_at_once(analysis: Any, limit: int, members: int) -> int:
-  """How many members can share an operation, so that a device's memory holds.
+  """Returns how many members of a device can share an operation within its memory.
 
   Args:
-    analysis: `memory_analysis()` of the program that takes one at a time: its temporary arrays
-      are those of one member, its arguments those of all.
-    limit: bytes of memory of the device.
-    members: how many there are on it.
+    analysis: `memory_analysis()` of the program that takes one member at a time: its temporary
+      arrays are those of one member, its arguments those of all.
+    limit: memory of the device, bytes.
+    members: number of members on the device.
 
   Raises:
-    UserError: when not even the members' states and data fit.
+    UserError: if not even the members' states and data fit.
   """
   held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
   free = 0.8 * limit - held
   require(
     free > analysis.temp_size_in_bytes,
-    f"{members} members on a device need {held + analysis.temp_size_in_bytes:,} bytes of its "
-    f"{limit:,}; train fewer in one population",
+    f"{members} members per device need {held + analysis.temp_size_in_bytes:,} of its {limit:,} "
+    "bytes; train fewer in one population",
   )
   return int(min(members, free // max(1, analysis.temp_size_in_bytes)))
 

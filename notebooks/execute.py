@@ -1,6 +1,6 @@
-"""Runs every notebook from top to bottom: python -m notebooks.execute. For CI; writes nothing.
+"""Executes every notebook, for CI: python -m notebooks.execute. It writes nothing.
 
-A cell that raises fails the command. `MMOE_DATA` and `MMOE_EPOCHS` make the short form.
+A cell with an error fails the command. `MMOE_DATA` and `MMOE_EPOCHS` select the short form.
 """
 
 import glob

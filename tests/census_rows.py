@@ -1,4 +1,4 @@
-"""Rows in the raw format, made for tests: right shapes and traps, invented contents."""
+"""Synthetic rows in the raw format, with its pitfalls."""
 
 import numpy as np
 
@@ -16,7 +16,7 @@ _FIXED = {
 
 
 def make(rows: int, seed: int) -> list[list[str]]:
-  """Lists of the 42 values of each row; the labels depend on age, education and capital gains."""
+  """Returns the 42 values of each row; labels depend on age, education and capital gains."""
   rng = np.random.default_rng(seed)
   age = rng.integers(0, 91, rows)
   school = rng.integers(0, len(_FIXED["education"]), rows)
@@ -45,7 +45,7 @@ def make(rows: int, seed: int) -> list[list[str]]:
 
 
 def write(path: str, rows: list[list[str]]) -> str:
-  """Writes rows as the raw files are: separated by comma and space, no header."""
+  """Writes rows like the raw files: separated by comma and space, without header."""
   with open(path, "w", encoding="utf-8") as file:
     file.writelines(", ".join(row) + "\n" for row in rows)
   return path

@@ -1,6 +1,7 @@
-"""Strictness for all tests: 8 virtual CPU devices, warnings are errors, no silent broadcasting."""
+"""Settings and fixtures of all tests: 8 virtual CPU devices, no implicit rank promotion."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -9,18 +10,19 @@ os.environ["JAX_PLATFORMS"] = os.environ.get("MMOE_TEST_PLATFORM", "cpu")
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "")
   + " --xla_force_host_platform_device_count=8"
-  # Most of a test is compiling, and what it compiles runs on a few rows.
-  + " --xla_backend_optimization_level=0"
+  # Tests compile much and run few rows; these halve the time of compiling.
+  + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
 
-# Many tests compile the same program; each is compiled once a session, by whichever worker or
-# command line.
+# Many tests compile the same programs; all workers and commands share them.
 if "MMOE_TEST_CACHE" not in os.environ:
   os.environ["MMOE_TEST_CACHE"] = tempfile.mkdtemp(prefix="mmoe_jax_tests_")
   atexit.register(shutil.rmtree, os.environ["MMOE_TEST_CACHE"], ignore_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["MMOE_TEST_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# Threads that compile otherwise keep a heap each.
+os.environ.setdefault("MALLOC_ARENA_MAX", "4")
 
 import jax
 import pytest
@@ -28,16 +30,24 @@ from ml_collections import ConfigDict
 
 from configs import smoke
 from data_prep import census_income
-from mmoe_jax import population
+from mmoe_jax.training import population
 from tests import census_rows
 
 # (B,) + (B, 1) is a bug that broadcasting would hide.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _bounded_memory():
+  """Frees compiled programs after each module; a worker otherwise grows to 4 GiB."""
+  yield
+  jax.clear_caches()
+  gc.collect()
+
+
 @pytest.fixture(scope="session")
 def raw(tmp_path_factory) -> tuple[str, str]:
-  """Paths of a made train file (2,003 rows) and test file (1,001 rows) in the raw format."""
+  """Returns paths of a synthetic train file (2,003 rows) and test file (1,001 rows)."""
   folder = tmp_path_factory.mktemp("raw")
   paths = (str(folder / "census-income.data"), str(folder / "census-income.test"))
   for path, rows, seed in zip(paths, (2003, 1001), (1, 2), strict=True):
@@ -47,7 +57,7 @@ def raw(tmp_path_factory) -> tuple[str, str]:
 
 @pytest.fixture(scope="session")
 def prepared(raw, tmp_path_factory) -> str:
-  """A folder with those rows prepared."""
+  """Returns a folder with those rows prepared."""
   out = str(tmp_path_factory.mktemp("prepared") / "census")
   census_income.prepare(*raw, out)
   return out
@@ -55,12 +65,12 @@ def prepared(raw, tmp_path_factory) -> str:
 
 @pytest.fixture
 def config(prepared) -> ConfigDict:
-  """The smoke config on the made rows, on one device."""
+  """Returns the smoke config on the synthetic rows, on one device."""
   config = smoke.get_config()
   config.data_dir = prepared
   config.train.devices = 1
   config.train.batch_size = 128
-  # Plain, whatever the configs choose: tests of dropout and the like ask for them.
+  # Without dropout, norm and average; tests of these enable them.
   config.model.expert_norm = "none"
   config.model.expert_dropout = config.model.embedding_dropout = config.model.tower_dropout = 0.0
   config.train.average_decay = 0.0
@@ -72,10 +82,10 @@ def config(prepared) -> ConfigDict:
 
 
 @pytest.fixture
-def made_up(monkeypatch):
-  """Puts made-up trainings in the place of populations."""
-  from tests.made_up_trainings import MadeUp  # With scikit-learn, which few tests need.
+def fake_training(monkeypatch):
+  """Replaces populations by fake trainings."""
+  from tests.studies.fake_trainings import FakeTraining  # With scikit-learn, which few tests need.
 
-  training = MadeUp()
+  training = FakeTraining()
   monkeypatch.setattr(population, "train_population", training)
   return training

@@ -1,10 +1,10 @@
-"""Independent float64 NumPy versions of what the package computes, written from the papers."""
+"""Independent float64 NumPy implementations, from the papers."""
 
 import numpy as np
 
 
 def fresh_rng():
-  """A generator with a fresh seed, which pytest shows when the test fails."""
+  """Returns a generator with a new seed, which pytest prints if the test fails."""
   seed = int(np.random.SeedSequence().entropy % 2**32)
   print(f"np.random.default_rng({seed})")
   return np.random.default_rng(seed)
@@ -28,7 +28,7 @@ def dense(params, x, member=None):
 
 
 def embed(params, sizes, dims, ids, numeric):
-  """Embeddings of all features, those of one width together, then the numbers."""
+  """Returns embeddings of all features by width, then the numbers."""
   parts = []
   for dim in sorted(set(dims)):
     offset = 0
@@ -40,7 +40,7 @@ def embed(params, sizes, dims, ids, numeric):
 
 
 def mmoe(params, sizes, dims, experts, tasks, ids, numeric):
-  """Logits (B, T) of an MMoE with one hidden layer in experts and towers, and its gates."""
+  """Returns logits (B, T) of an MMoE with one hidden layer in experts and towers, and gates."""
   x = embed(params["embedding"], sizes, dims, ids, numeric)
   f = [relu(dense(params["experts"]["Dense_0"], x, i)) for i in range(experts)]
   logits, gates = [], []
@@ -54,7 +54,7 @@ def mmoe(params, sizes, dims, experts, tasks, ids, numeric):
 
 
 def auc(scores, labels, weights):
-  """P(positive above negative) + half P(equal), over all pairs."""
+  """Computes P(positive above negative) + P(equal) / 2 over all pairs."""
   scores, weights = scores.astype(np.float64), weights.astype(np.float64)
   p, n = labels == 1, labels == 0
   higher = (scores[p][:, None] > scores[n][None]) + 0.5 * (scores[p][:, None] == scores[n][None])
@@ -63,7 +63,7 @@ def auc(scores, labels, weights):
 
 
 def ftrl(w, gradients, alpha, beta, l1, l2):
-  """FTRL-proximal, coordinate by coordinate as in algorithm 1, z chosen to give back w."""
+  """Computes FTRL-proximal by coordinate, as in algorithm 1, with z that returns w."""
   w = np.array(w, np.float64)
   z = -w * (beta / alpha + l2) - np.sign(w) * l1
   n = np.zeros_like(w)

@@ -1,4 +1,4 @@
-"""The folder that is kept between runs, and the compiled programs in it."""
+"""Cache folder, and the compiled programs in it."""
 
 import os
 import subprocess
@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from mmoe_jax import cache
+from tests import ROOT
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _COMPILE = """
 import jax
 from mmoe_jax import cache
@@ -24,7 +24,7 @@ print(sum(name.endswith("/cache_hits") for name in hits))
 
 
 def compile_with(**settings: str) -> list[str]:
-  """Where a process keeps its programs, and how many it had from there."""
+  """Returns the folder of a process's programs, and how many it loaded from there."""
   left_out = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
   env = {k: v for k, v in os.environ.items() if k not in left_out} | settings
   command = [sys.executable, "-c", _COMPILE]
@@ -46,7 +46,8 @@ def test_a_second_process_need_not_compile(tmp_path):
   assert place.startswith(str(tmp_path / "mmoe_jax" / "programs"))
   assert hits == "0"
   assert os.listdir(place)
-  assert os.stat(place).st_mode & 0o077 == 0  # What lies there is run: for nobody else to write.
+  # Programs there are executed, so others must not write them.
+  assert os.stat(place).st_mode & 0o077 == 0
   again = compile_with(XDG_CACHE_HOME=str(tmp_path))
   assert again[0] == place
   assert int(again[1]) > 0
@@ -61,5 +62,5 @@ def test_jax_has_the_last_word(tmp_path):
 
 
 @pytest.mark.parametrize("home", ["/proc/nowhere", "/dev/null/nowhere"])
-def test_where_nothing_can_be_written_nothing_is_kept(home):
+def test_an_unwritable_cache_is_disabled(home):
   assert compile_with(XDG_CACHE_HOME=home) == ["None", "0"]

@@ -1,4 +1,4 @@
-"""What people read when something goes wrong."""
+"""Error messages."""
 
 import errno
 
@@ -35,6 +35,6 @@ def test_the_nearest_name_is_offered_or_all_of_them():
   assert did_you_mean("xyz", ["mmoe", "ple"]) == "known: mmoe, ple"
 
 
-def test_a_full_disk_says_what_to_do():
+def test_a_full_disk_is_reported_with_a_remedy():
   line = describe(OSError(errno.ENOSPC, "No space left on device"))
-  assert line == "No space left on device; make room, and give the same command again"
+  assert line == "No space left on device; free some space and repeat the command"

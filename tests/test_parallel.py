@@ -1,27 +1,28 @@
-"""Devices and hosts: however many there are, the result is that of one."""
+"""Devices and hosts: any number of them gives the results of one."""
 
 import json
-import os
+import operator
 import socket
 import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 
+from configs import smoke
 from mmoe_jax import parallel
 from mmoe_jax.errors import UserError
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from mmoe_jax.training import loop
+from tests import ROOT
+from tests.commands import command, environment
 
 
 def test_device_count_is_all_or_as_many_as_asked_for():
   assert parallel.device_count(0, 64) == 8
   assert parallel.device_count(2, 64) == 2
-  with pytest.raises(UserError, match="devices is 9; there are 8"):
+  with pytest.raises(UserError, match="devices = 9: must be from 0 to 8"):
     parallel.device_count(9, 64)
-  with pytest.raises(UserError, match="60, which 8 devices do not divide"):
+  with pytest.raises(UserError, match="batch_size = 60: must be a multiple of 8"):
     parallel.device_count(0, 60)
 
 
@@ -29,8 +30,9 @@ def test_device_count_is_all_or_as_many_as_asked_for():
 def test_compiled_function_gets_its_shard_and_keeps_state_in_place(count):
   devices = parallel.Devices(count)
 
-  def epoch(state, data, key, shard):
-    total = shard.astype(np.float32) * data["x"].sum()
+  def epoch(state, rows, key):
+    shard = jax.lax.axis_index(devices.axis_name) if devices.axis_name else 0
+    total = shard * rows["x"].sum()
     if devices.axis_name:
       total = jax.lax.psum(total, devices.axis_name)
     return state + total, key
@@ -48,52 +50,68 @@ def test_options_that_this_xla_does_not_know_are_left_out(monkeypatch):
   assert parallel.cpu_options.__wrapped__() == known
 
 
-def test_spread_and_replicate_keep_values():
+def test_shard_and_replicate_keep_values():
   devices = parallel.Devices(8)
   array = np.arange(32).reshape(2, 16)
-  np.testing.assert_array_equal(devices.spread(array, axis=1), array)
+  np.testing.assert_array_equal(devices.shard(array, axis=1), array)
   np.testing.assert_array_equal(devices.replicate(array), array)
-  assert len(devices.spread(array, axis=1).sharding.device_set) == 8
+  assert len(devices.shard(array, axis=1).sharding.device_set) == 8
 
 
 def test_two_hosts_equal_one(prepared, tmp_path):
+  config = smoke.get_config()
+  config.data_dir, config.train.devices = prepared, 1
+  config.train.epochs, config.train.batch_size = 1, 512
+  for group in ("dense", "embedding"):
+    config.optimizer[group].name, config.optimizer[group].learning_rate = "sgd", 0.1
+  # Dropout differs between devices; without it, only rounding does.
+  for part in ("embedding", "expert", "tower"):
+    config.model[f"{part}_dropout"] = 0.0
+  one = loop.train_and_evaluate(config, str(tmp_path / "one"))
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
-  command = [sys.executable, "-m", "mmoe_jax.main", "--config", "configs/smoke.py"]
-  command += [f"--config.data_dir={prepared}", "--config.train.batch_size=256"]
-  for group in ("dense", "embedding"):
-    command += [f"--config.optimizer.{group}.name=sgd"]
-    command += [f"--config.optimizer.{group}.learning_rate=0.1"]
-  # Dropout draws for each device anew; without it, only rounding differs.
-  for rate in ("embedding_dropout", "expert_dropout", "tower_dropout"):
-    command += [f"--config.model.{rate}=0.0"]
-  alone = {**os.environ, "XLA_FLAGS": ""}
-  together = {**alone, "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+  keys = ("data_dir", "train.epochs", "train.batch_size")
+  keys += tuple(
+    f"optimizer.{g}.{k}" for g in ("dense", "embedding") for k in ("name", "learning_rate")
+  )
+  keys += tuple(f"model.{part}_dropout" for part in ("embedding", "expert", "tower"))
+  words = command("mmoe_jax.main", "--config", "configs/smoke.py", "--workdir", tmp_path / "two")
+  words += [f"--config.{key}={operator.attrgetter(key)(config)}" for key in keys]
+  cluster = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
   hosts = [
     subprocess.Popen(
-      [*command, "--workdir", str(tmp_path / "two")],
+      words,
       cwd=ROOT,
-      env={**together, "JAX_PROCESS_ID": str(i)},
+      env=environment(**cluster, JAX_PROCESS_ID=str(i)),
       stdout=subprocess.PIPE,
       stderr=subprocess.DEVNULL,
       text=True,
     )
     for i in range(2)
   ]
-  said = [host.communicate(timeout=200)[0] for host in hosts]
+  outputs = [host.communicate(timeout=200)[0] for host in hosts]
   assert [host.returncode for host in hosts] == [0, 0]
-  assert ["income_50k" in text for text in said] == [True, False]  # The first host speaks.
-  subprocess.run(
-    [*command, "--workdir", str(tmp_path / "one")],
-    cwd=ROOT,
-    env=alone,
-    check=True,
-    stdout=subprocess.DEVNULL,
-  )
-  ends = []
-  for name in ("one", "two"):
-    results = json.loads((tmp_path / name / "results.json").read_text())
-    ends.append([results["test"][f"{t}/auc"] for t in ("income_50k", "marital_stat")])
-    assert len((tmp_path / name / "metrics.jsonl").read_text().splitlines()) == 3
-  np.testing.assert_allclose(*ends, atol=1e-4)
+  assert ["income_50k" in text for text in outputs] == [True, False]  # Only the first prints.
+  two = json.loads((tmp_path / "two" / "results.json").read_text())
+  for task in ("income_50k", "marital_stat"):
+    assert two["test"][f"{task}/auc"] == pytest.approx(one["test"][f"{task}/auc"], abs=1e-4)
+  assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_an_unused_accelerator_gives_a_warning(monkeypatch, capsys, tmp_path):
+  monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+  (tmp_path / "nvidia0").touch()
+  monkeypatch.setattr(parallel, "_ACCELERATORS", (str(tmp_path / "accel*"),))
+  parallel.warn_of_unused_accelerator()
+  assert capsys.readouterr().err == ""
+  monkeypatch.setattr(parallel, "_ACCELERATORS", (str(tmp_path / "nvidia*"),))
+  parallel.warn_of_unused_accelerator()
+  assert "nvidia*), but JAX runs on the CPU; install" in capsys.readouterr().err
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  parallel.warn_of_unused_accelerator()
+  assert capsys.readouterr().err == ""
+
+
+def test_devices_are_described_by_number_and_kind():
+  assert parallel.describe_devices(jax.devices()[:3]) == "3 x cpu"

@@ -1,4 +1,4 @@
-"""Prediction: the same rows give the same probabilities as training's evaluation."""
+"""Prediction: the same probabilities as in the evaluation of training."""
 
 import json
 import os
@@ -11,9 +11,12 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from data_prep.census_income import COLUMNS
-from mmoe_jax import data, models, predict, report, train
+from mmoe_jax import data, models
+from mmoe_jax.data.tables import read_table
 from mmoe_jax.errors import UserError
-from mmoe_jax.table import read_table
+from mmoe_jax.evaluation.results_table import format_results
+from mmoe_jax.prediction.predictor import Predictor, to_scores
+from mmoe_jax.training import loop
 
 TASKS = ("income_50k", "marital_stat")
 
@@ -28,13 +31,13 @@ def workdir(prepared, tmp_path_factory):
   config.data.crosses = ("sex#education",)
   config.model.tower_norm = "batch"
   path = str(tmp_path_factory.mktemp("run") / "w")
-  train.train_and_evaluate(config, path)
+  loop.train_and_evaluate(config, path)
   return path
 
 
 def test_auc_of_the_scores_is_that_of_results(workdir, prepared, raw):
   # torch-rechub #50: predict and evaluate disagree.
-  scores = predict.Predictor(workdir)(read_table(raw[1], COLUMNS))
+  scores = Predictor(workdir)(read_table(raw[1], COLUMNS))
   with open(os.path.join(workdir, "results.json")) as file:
     results = json.load(file)
   for split in ("validation", "test"):
@@ -46,7 +49,7 @@ def test_auc_of_the_scores_is_that_of_results(workdir, prepared, raw):
 
 
 def test_rows_keep_their_order_and_do_not_depend_on_each_other(workdir, raw):
-  predictor = predict.Predictor(workdir)
+  predictor = Predictor(workdir)
   frame = read_table(raw[1], COLUMNS)
   scores = predictor(frame)
   assert list(scores.columns) == list(TASKS)
@@ -56,14 +59,14 @@ def test_rows_keep_their_order_and_do_not_depend_on_each_other(workdir, raw):
 
 
 def test_labels_are_not_needed_and_columns_may_be_in_any_order(workdir, raw):
-  predictor = predict.Predictor(workdir)
+  predictor = Predictor(workdir)
   frame = read_table(raw[1], COLUMNS)
   other = frame[list(reversed(COLUMNS))].drop(columns=["income_50k", "marital_stat"])
   pd.testing.assert_frame_equal(predictor(other), predictor(frame))
 
 
-def test_what_it_needs_is_what_training_used(workdir):
-  schema = data.Schema.restore(os.path.join(workdir, "schema.json"))
+def test_prediction_uses_the_schema_of_training(workdir):
+  schema = data.restore_schema(os.path.join(workdir, "schema.json"))
   assert [t.name for t in schema.tasks] == list(TASKS)
   assert schema.id_features[-1].name == "sex#education"
 
@@ -75,16 +78,16 @@ def test_outputs_of_each_kind_become_columns_of_the_tables_words():
     data.Task("rich", "r", ("1",), ("0",)),
   )
   logits = np.log([[1.0, 2, 5, np.e**-1.5, 3], [2.0, 2, 4, np.e, 1]])
-  got = predict.scores(tasks, logits)
+  got = to_scores(tasks, logits)
   assert list(got) == ["level=low", "level=high, or so", "level=top", "size", "rich"]
   expected = [[0.125, 0.25, 0.625, 14, 0.75], [0.25, 0.25, 0.5, 24, 0.5]]
   np.testing.assert_allclose(np.stack(list(got.values()), 1), expected, rtol=1e-12)
-  far = predict.scores(tasks[:1], np.array([[1e4, -1e4, 0.0]]))
+  far = to_scores(tasks[:1], np.array([[1e4, -1e4, 0.0]]))
   np.testing.assert_allclose(np.stack(list(far.values()), 1), [[1, 0, 0]])
 
 
 class Linear(nn.Module):
-  """A linear map to all outputs of a schema's tasks: the least that training takes for a model."""
+  """Linear map to all outputs of a schema's tasks, with the interface of a model."""
 
   outputs: int
 
@@ -93,7 +96,7 @@ class Linear(nn.Module):
     return nn.Dense(self.outputs)(features["numeric"])
 
 
-def test_a_run_of_every_kind_predicts_what_it_was_measured_by(
+def test_predictions_of_every_kind_give_the_metrics_of_the_run(
   config, prepared, raw, tmp_path, monkeypatch
 ):
   def create(settings, schema, axis_name=None):
@@ -102,11 +105,11 @@ def test_a_run_of_every_kind_predicts_what_it_was_measured_by(
   monkeypatch.setattr(models, "create_model", create)
   config.data.tasks = ("weeks_worked", "education_level", "bachelors")
   config.select.tasks, config.select.metric = ("weeks_worked",), "mae"
-  results = train.train_and_evaluate(config, str(tmp_path / "w"))
-  scores = predict.Predictor(str(tmp_path / "w"))(read_table(raw[1], COLUMNS))
+  results = loop.train_and_evaluate(config, str(tmp_path / "w"))
+  scores = Predictor(str(tmp_path / "w"))(read_table(raw[1], COLUMNS))
   rows = np.load(os.path.join(prepared, "test", "rows.npy"))
   frame, scores = read_table(raw[1], COLUMNS).iloc[rows], scores.iloc[rows]
-  schema = data.Schema.restore(str(tmp_path / "w" / "schema.json"))
+  schema = data.restore_schema(str(tmp_path / "w" / "schema.json"))
   weeks, classes = schema.tasks[0], list(schema.tasks[1].classes)
   errors = np.abs(scores["weeks_worked"] - frame["weeks_worked"].astype(float).to_numpy())
   assert errors.mean() / weeks.std == pytest.approx(results["test"]["weeks_worked/mae"], rel=1e-4)
@@ -114,12 +117,12 @@ def test_a_run_of_every_kind_predicts_what_it_was_measured_by(
   np.testing.assert_allclose(shares.sum(1), 1)
   right = np.array(classes)[shares.argmax(1)] == frame["education"]
   assert right.mean() == pytest.approx(results["test"]["education_level/accuracy"])
-  shown = report.table(results, "w")
+  shown = format_results(results, "w")
   for line in (r"weeks_worked +r2", r"education_level +accuracy_16_and_over", r"bachelors +auc"):
     assert re.search(rf"^{line} +-?\d", shown, re.MULTILINE), line
   assert "education_level   auc" not in shown
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):
-  with pytest.raises(UserError, match=r"no config\.json here"):
-    predict.Predictor(str(tmp_path))
+  with pytest.raises(UserError, match=r"contains no config\.json"):
+    Predictor(str(tmp_path))

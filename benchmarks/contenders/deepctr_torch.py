@@ -1,6 +1,4 @@
-"""DeepCTR-Torch's MMOE, trained by its own `fit`, which stacks its columns anew each time."""
-
-import os
+"""Contender DeepCTR-Torch: its MMOE and its `fit`, which stacks the columns in each call."""
 
 import numpy as np
 import torch
@@ -10,13 +8,14 @@ from deepctr_torch.models import MMOE
 from benchmarks.contenders import protocol
 from benchmarks.contenders.protocol import DIM, EXPERT_UNITS, EXPERTS, TOWER_UNITS
 
-torch.set_num_threads(len(os.sched_getaffinity(0)))
+torch.set_num_threads(protocol.threads())
 
 
 class DeepCtrTorch:
   """See protocol.Contender."""
 
   def __init__(self, task: protocol.Task):
+    """Creates the model and its data."""
     self._batch_size = task.batch_size
     self._labels = task.labels
     self._train = _columns(task.ids, task.numbers)

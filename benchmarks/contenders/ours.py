@@ -1,15 +1,17 @@
-"""mmoe_jax, at the sizes that all contenders have."""
+"""Contender mmoe_jax: one run."""
 
 import jax
 import numpy as np
 
 from benchmarks.contenders import protocol
 from configs import census
-from mmoe_jax import cache, data, engine, evaluate, parallel
+from mmoe_jax import cache, data, parallel
+from mmoe_jax.evaluation import evaluate
+from mmoe_jax.training.run import compile_run
 
 
 def config_of(task: protocol.Task):
-  """configs/census.py at the contenders' sizes: no dropout, no moving average, a constant rate."""
+  """Returns configs/census.py without dropout, moving average and schedule, as for all."""
   config = census.get_config("mmoe")
   config.seed = task.seed
   config.train.batch_size = task.batch_size
@@ -22,7 +24,7 @@ def config_of(task: protocol.Task):
 
 
 def schema_of(task: protocol.Task) -> data.Schema:
-  """A schema of the given sizes; what the ids stand for does not matter here."""
+  """Returns a schema of the given sizes with arbitrary values."""
   features = [
     data.IdFeature(f"feature_{i}", "category", (f"feature_{i}",), ("",) * (size - 1))
     for i, size in enumerate(task.sizes)
@@ -32,43 +34,34 @@ def schema_of(task: protocol.Task) -> data.Schema:
   return data.Schema((), tuple(features), tuple(numeric), tuple(tasks))
 
 
-def train_arrays(task: protocol.Task) -> dict:
-  """What an epoch trains on."""
+def split_of(task: protocol.Task) -> data.Split:
+  """Returns the train rows."""
   features = {"ids": task.ids, "numeric": task.numbers}
-  weights = np.ones(len(task.labels), np.float32)
-  return {"features": features, "labels": task.labels, "weights": weights}
+  return data.Split(features, task.labels, np.ones(len(task.labels), np.float32), {})
 
 
 class Ours:
-  """See protocol.Contender: one run, as mmoe_jax.main trains it."""
+  """See protocol.Contender: one run, compiled as for mmoe_jax.main."""
 
   def __init__(self, task: protocol.Task):
-    config, self._task = config_of(task), task
-    devices = parallel.Devices(parallel.device_count(0, task.batch_size))
-    steps = engine.steps_per_epoch(config, len(task.labels))
-    learner = engine.create_learner(
-      config, schema_of(task), steps, devices.count, devices.axis_name
-    )
-    self._arrays = devices.replicate(train_arrays(task))
-    self._key = jax.random.key(task.seed)
-    sample = {"ids": task.ids[:1], "numeric": task.numbers[:1]}
-    init = parallel.jit_once(learner.init)
-    self._state = devices.replicate(init(self._key, sample))
+    """Compiles the run."""
+    self._task, self._epoch = task, 0
+    self._run = compile_run(config_of(task), schema_of(task), split_of(task))
+    self._state = self._run.state
     self.parameters = sum(a.size for a in jax.tree.leaves(self._state.params))
-    self._epoch = devices.compile(learner.epoch, self._state, self._arrays, self._key)
-    self._predict = evaluate.make_predict(learner.model)
+    self._predict = parallel.jit(evaluate.make_predict(self._run.learner.model))
 
   def train_epoch(self) -> int:
     """See protocol.Contender."""
-    key = engine.fold_in(self._key, "epoch", self._state.step)
-    self._state, losses_SxT = self._epoch(self._state, self._arrays, key)
-    jax.block_until_ready(losses_SxT)
+    self._epoch += 1
+    self._state, _ = self._run.train_epoch(self._state, self._epoch)
+    jax.block_until_ready(self._state)
     return len(self._task.labels)
 
   def scores(self) -> np.ndarray:
     """See protocol.Contender."""
     features = {"ids": self._task.test_ids, "numeric": self._task.test_numbers}
-    logits = self._predict(jax.device_get(self._state.variables), evaluate.chunked(features))
+    logits = self._predict(jax.device_get(self._state.variables), evaluate.to_chunks(features))
     return np.asarray(logits)[: len(self._task.test_ids)]
 
 

@@ -1,4 +1,4 @@
-"""The benchmark's end of a contender: the process that it runs in."""
+"""Process of a contender, as the race controls it."""
 
 import atexit
 import contextlib
@@ -15,32 +15,34 @@ from mmoe_jax.errors import UserError
 
 
 class Process:
-  """A contender at the other end.
+  """Process of a contender.
 
   Attributes:
-    hello: what it said once it was ready.
+    ready: its first answer, once it is ready.
   """
 
-  def __init__(self, command: Sequence[str]):
+  def __init__(self, command: Sequence[str], threads: int):
+    """Starts the process and waits until it is ready; it may use that many threads."""
     self._command = command
     self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (as long as the process)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
-    # Nobody finds compiled programs of an earlier race.
+    # A new cache, so that no contender finds programs of an earlier race.
     folder = tempfile.mkdtemp(prefix="mmoe_jax_race_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    caches = {"XDG_CACHE_HOME": folder, "TORCHINDUCTOR_CACHE_DIR": folder}
-    self._process = subprocess.Popen(command, env={**os.environ, **caches}, text=True, **pipes)
-    self.hello = self._answer()
+    settings = {"XDG_CACHE_HOME": folder, "TORCHINDUCTOR_CACHE_DIR": folder}
+    settings["CONTENDER_THREADS"] = str(threads)
+    self._process = subprocess.Popen(command, env={**os.environ, **settings}, text=True, **pipes)
+    self.ready = self._answer()
 
   def ask(self, word: str) -> dict[str, Any]:
-    """Its answer; raises UserError when the process has ended."""
+    """Returns the answer to a word; raises UserError if the process has ended."""
     with contextlib.suppress(BrokenPipeError):
       self._process.stdin.write(word + "\n")
       self._process.stdin.flush()
     return self._answer()
 
   def close(self) -> int:
-    """Ends the process; returns its status."""
+    """Ends the process; returns its exit status."""
     with contextlib.suppress(BrokenPipeError):
       self._process.stdin.close()
     status = self._process.wait(30)
@@ -53,5 +55,5 @@ class Process:
       if line.startswith(MARK):
         return json.loads(line[1:])
     self._errors.seek(0)
-    last = (self._errors.read().strip().splitlines() or ["no word"])[-1]
+    last = (self._errors.read().strip().splitlines() or ["no output"])[-1]
     raise UserError(f"{' '.join(self._command)} ended with status {self.close()}: {last}")

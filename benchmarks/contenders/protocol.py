@@ -1,6 +1,7 @@
-"""What contenders are given and how they answer: a word a line in, a line of JSON out."""
+"""Protocol between the race and its contenders: one word per line in, one line of JSON out."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -8,20 +9,23 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-MARK = "\x1e"  # Before each answer: libraries print to standard output what they like.
+MARK = "\x1e"  # Starts each answer, because libraries print to standard output, too.
 LEARNING_RATE = 2e-3
 DIM, EXPERTS, EXPERT_UNITS, TOWER_UNITS = 4, 8, 16, 8
 
 
 class Task(NamedTuple):
-  """What all contenders are given.
+  """Input of all contenders.
 
   Attributes:
     sizes: number of ids of each of F features.
-    ids, numbers, labels: of N train rows: (N, F), (N, D) and (N, T).
-    test_ids, test_numbers: of the test rows.
-    batch_size: rows of a step.
-    seed: of shuffling and initialisation.
+    ids: (N, F) of train rows.
+    numbers: (N, D) of train rows.
+    labels: (N, T) of train rows.
+    test_ids: ids of test rows.
+    test_numbers: numbers of test rows.
+    batch_size: rows per step.
+    seed: seed of shuffling and initialisation.
   """
 
   sizes: list[int]
@@ -40,16 +44,16 @@ class Contender(Protocol):
   parameters: int
 
   def train_epoch(self) -> int:
-    """Trains on all rows once, in a new order, to the very end; returns how many rows it was."""
+    """Trains on all rows once, in a new order, until results are ready; returns the rows."""
 
   def scores(self) -> np.ndarray:
-    """(N, T) scores of the test rows: the higher, the likelier is the label to be 1."""
+    """Returns (N, T) scores of the test rows, higher for likelier labels 1."""
 
 
 def serve(create: Callable[[Task], Contender]) -> None:
   """Answers `epoch` and `scores` on standard input until it ends.
 
-  The command line is the file of arrays, the batch size, the seed and a file for the scores.
+  Arguments of the process: file of arrays, batch size, seed, file for the scores.
   """
   arrays, batch_size, seed, scores = sys.argv[1:5]
   loaded = np.load(arrays)
@@ -57,16 +61,21 @@ def serve(create: Callable[[Task], Contender]) -> None:
   given["sizes"] = given["sizes"].tolist()
   start = time.perf_counter()
   contender = create(Task(**given, batch_size=int(batch_size), seed=int(seed)))
-  _say(parameters=contender.parameters, seconds=time.perf_counter() - start)
+  _answer(parameters=contender.parameters, seconds=time.perf_counter() - start)
   for line in sys.stdin:
     if line.strip() == "epoch":
       start = time.perf_counter()
       rows = contender.train_epoch()
-      _say(rows=rows, seconds=time.perf_counter() - start)
+      _answer(rows=rows, seconds=time.perf_counter() - start)
     else:
       np.save(scores, contender.scores())
-      _say()
+      _answer()
 
 
-def _say(**what: Any) -> None:
-  print(MARK + json.dumps(what), flush=True)
+def threads() -> int:
+  """Returns the number of threads that a contender may use, from $CONTENDER_THREADS."""
+  return int(os.environ.get("CONTENDER_THREADS", len(os.sched_getaffinity(0))))
+
+
+def _answer(**entries: Any) -> None:
+  print(MARK + json.dumps(entries), flush=True)

@@ -1,6 +1,4 @@
-"""torch-rechub's MMOE, with its batch norm, trained by its own trainer and data loader."""
-
-import os
+"""Contender torch-rechub: its MMOE, with its batch norm, trainer and data loader."""
 
 import numpy as np
 import torch
@@ -13,13 +11,14 @@ from torch_rechub.utils.data import PredictDataset, TorchDataset
 from benchmarks.contenders import protocol
 from benchmarks.contenders.protocol import DIM, EXPERT_UNITS, EXPERTS, TOWER_UNITS
 
-torch.set_num_threads(len(os.sched_getaffinity(0)))
+torch.set_num_threads(protocol.threads())
 
 
 class TorchRechub:
   """See protocol.Contender."""
 
   def __init__(self, task: protocol.Task):
+    """Creates the model and its data."""
     torch.manual_seed(task.seed)
     features = [SparseFeature(f"id_{i}", size, DIM) for i, size in enumerate(task.sizes)]
     features += [DenseFeature(f"number_{i}") for i in range(task.numbers.shape[1])]

@@ -1,17 +1,20 @@
-"""The zoo: one class per paper, one signature; see base.Model for it."""
+"""Models: a paper per file, one signature; see base.Model."""
 
+from mmoe_jax.models.aitm import AITM
 from mmoe_jax.models.base import Model
-from mmoe_jax.models.create import MODELS, create_model
-from mmoe_jax.models.paper import (
+from mmoe_jax.models.baselines import (
   CrossStitch,
   L2Constrained,
-  MMoE,
-  OMoE,
   SharedBottom,
   SingleTask,
   TensorFactorization,
 )
-from mmoe_jax.models.successors import AITM, CGC, ESMM, PLE, DSelectK, SNRTrans
+from mmoe_jax.models.dselect_k import DSelectK
+from mmoe_jax.models.esmm import ESMM
+from mmoe_jax.models.mmoe import MMoE, OMoE
+from mmoe_jax.models.ple import CGC, PLE
+from mmoe_jax.models.registry import MODELS, check_model, create_model
+from mmoe_jax.models.snr import SNRTrans
 
 __all__ = [
   "AITM",
@@ -29,5 +32,6 @@ __all__ = [
   "SharedBottom",
   "SingleTask",
   "TensorFactorization",
+  "check_model",
   "create_model",
 ]

@@ -1,44 +1,47 @@
-"""What the models of the zoo have in common: their input, their towers, the settings of a part.
+"""Base classes of the models: the signature, and the settings of their parts.
 
-Shape letters: B rows, T tasks, D inputs, H hidden units, O outputs of all tasks.
+Shape letters: B rows, F id features, T tasks, D inputs, E experts, O outputs of all tasks.
 """
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 
-from mmoe_jax import layers
 from mmoe_jax.errors import require
 
 Array = jax.Array
 
 
 class Model(nn.Module):
-  """A multi-task network: features in, the outputs of all tasks side by side out.
+  """Multi-task network from features to the concatenated outputs of all tasks.
 
     variables = model.init(key, features)
     logits_BxO = model.apply(variables, features, train=False)
 
-  `features` is a dict of `ids` (B, F) and `numeric` (B, D). In training (`train=True`) it needs a
-  random key named `dropout`. Models with gates sow their weights into the collection
-  `intermediates` under `gates`, as gates_TxBxE over all experts; models with a penalty sow it in
-  training into `losses`, as scalars to be added to the loss.
+  `features` is a dict of `ids` (B, F) and `numeric` (B, D). Training (`train=True`) needs a random
+  key named `dropout`. Models with gates sow their weights into the collection `intermediates` under
+  `gates`, as gates_TxBxE that sum to one. Models with a penalty sow it in training into
+  `losses`, as scalars, or (B,) with one value per row, of which the weighted mean is added to the
+  loss. Training also passes a random key named `shared`, which is the same on all devices.
 
   Every float among the settings may be a traced scalar.
 
   Attributes:
     feature_sizes: number of ids of each id feature.
-    outputs: number of outputs of each of the T tasks, from one task up.
+    outputs: number of outputs of each of the T tasks, T >= 1.
     embedding_dims: width of each id feature's embedding.
     embedding_init_std: standard deviation of the initial embeddings.
-    embedding_dropout: rate of dropout on the model's input x.
-    tower_hidden, tower_activation, tower_norm, tower_dropout: each tower, see layers.Mlp.
-    axis_name: the device axis for batch statistics, if any.
+    embedding_dropout: dropout rate of the model's input x.
+    tower_hidden: units of each hidden layer of a tower, see layers.Mlp, also for the next three.
+    tower_activation: activation of a tower.
+    tower_norm: norm of a tower.
+    tower_dropout: dropout rate of a tower.
+    axis_name: device axis that batch statistics are averaged over, if any.
   """
 
-  # Whether each task's label implies the label of the task before it.
+  # True if each task's label must imply the label of the task before it.
   chained: ClassVar[bool] = False
 
   feature_sizes: Sequence[int]
@@ -53,60 +56,56 @@ class Model(nn.Module):
   axis_name: str | None = None
 
   def check(self, kinds: Sequence[str]) -> None:
-    """Raises UserError where settings do not fit each other or the tasks, which have `kinds`."""
+    """Validates settings against each other and the tasks' kinds.
+
+    Raises:
+      UserError: naming the key of the config.
+    """
     if self.chained:
       self.require_binary(kinds, "this model")
+
+  def require_binary(self, kinds: Sequence[str], user: str) -> None:
+    """Raises UserError unless all tasks are binary; `user` names the part that needs it."""
+    require(
+      all(kind == "binary" for kind in kinds),
+      f"config.data.tasks have the kinds {', '.join(kinds)}: must all be binary for {user}",
+    )
 
   @property
   def tasks(self) -> int:
     """Number of tasks T."""
     return len(self.outputs)
 
-  def require_binary(self, kinds: Sequence[str], who: str) -> None:
-    """Raises UserError unless all tasks are binary; `who` is what needs that."""
-    require(
-      all(kind == "binary" for kind in kinds),
-      f"config.data.tasks are of the kinds {', '.join(kinds)}; {who} is for binary tasks only",
-    )
+  @property
+  def embedding(self) -> dict[str, Any]:
+    """Arguments of embedding.FeatureEmbedding."""
+    return {
+      "sizes": self.feature_sizes,
+      "dims": self.embedding_dims,
+      "init_std": self.embedding_init_std,
+      "dropout": self.embedding_dropout,
+    }
 
-  @nn.nowrap
-  def embed(self, features: dict[str, Array], train: bool) -> Array:
-    """Returns the input x_BxD."""
-    return layers.FeatureEmbedding(*self.embedding_settings(), name="embedding")(features, train)
-
-  @nn.nowrap
-  def embedding_settings(self) -> tuple:
-    """The arguments of layers.FeatureEmbedding."""
-    return (
-      self.feature_sizes,
-      self.embedding_dims,
-      self.embedding_init_std,
-      self.embedding_dropout,
-    )
-
-  @nn.nowrap
-  def mlp_settings(self, part: str) -> dict:
-    """The arguments of layers.Mlp for a part, such as `tower`, from the settings named after it."""
-    settings = ("hidden", "activation", "norm", "dropout")
-    return {s: getattr(self, f"{part}_{s}") for s in settings} | {"axis_name": self.axis_name}
-
-  @nn.nowrap
-  def stack(self, part: str, size: int, in_axes: int | None, name: str) -> Callable[..., Array]:
-    """A stack of `size` networks of a part, as layers.ensemble has it."""
-    settings = self.mlp_settings(part) | {"shared_input": in_axes is None}
-    return layers.ensemble(layers.Mlp, size, in_axes)(**settings, name=name)
-
-  @nn.nowrap
-  def to_logits(self, input_TxBxH: Array, train: bool) -> Array:
-    """Applies each task's tower h^k to its input; returns logits_BxO."""
-    return layers.towers(self.outputs, self.mlp_settings("tower"), input_TxBxH, train)
+  @property
+  def tower(self) -> dict[str, Any]:
+    """Arguments of layers.Mlp for a tower."""
+    return {
+      "hidden": self.tower_hidden,
+      "activation": self.tower_activation,
+      "norm": self.tower_norm,
+      "dropout": self.tower_dropout,
+      "axis_name": self.axis_name,
+    }
 
 
 class BottomModel(Model):
-  """A model of plain networks, here called bottoms, under the towers.
+  """Model of plain networks, called bottoms, under the towers.
 
   Attributes:
-    bottom_hidden, bottom_activation, bottom_norm, bottom_dropout: each bottom, see layers.Mlp.
+    bottom_hidden: units of each hidden layer of a bottom, see layers.Mlp, also for the next three.
+    bottom_activation: activation of a bottom.
+    bottom_norm: norm of a bottom.
+    bottom_dropout: dropout rate of a bottom.
   """
 
   bottom_hidden: Sequence[int] = (64,)
@@ -114,20 +113,46 @@ class BottomModel(Model):
   bottom_norm: str = "none"
   bottom_dropout: float = 0.0
 
-  @nn.nowrap
+  @property
+  def bottom(self) -> dict[str, Any]:
+    """Arguments of layers.Mlp for a bottom."""
+    return {
+      "hidden": self.bottom_hidden,
+      "activation": self.bottom_activation,
+      "norm": self.bottom_norm,
+      "dropout": self.bottom_dropout,
+      "axis_name": self.axis_name,
+    }
+
   def require_hidden(self) -> None:
-    """Raises UserError without a hidden layer, for models that are about hidden layers."""
-    require(len(self.bottom_hidden) > 0, "config.model.bottom_hidden is empty; give it a layer")
+    """Raises UserError without a hidden layer, for models that connect hidden layers."""
+    require(
+      len(self.bottom_hidden) > 0, "config.model.bottom_hidden = (): must have at least one layer"
+    )
 
 
 class ExpertModel(Model):
-  """A model of experts under the towers.
+  """Model of experts under the towers.
 
   Attributes:
-    expert_hidden, expert_activation, expert_norm, expert_dropout: each expert, see layers.Mlp.
+    expert_hidden: units of each hidden layer of an expert, see layers.Mlp, also for the next three.
+    expert_activation: activation of an expert.
+    expert_norm: norm of an expert.
+    expert_dropout: dropout rate of an expert.
   """
 
   expert_hidden: Sequence[int] = (16,)
   expert_activation: str = "relu"
   expert_norm: str = "none"
   expert_dropout: float = 0.0
+
+  @property
+  def expert(self) -> dict[str, Any]:
+    """Arguments of layers.Mlp for an expert."""
+    return {
+      "hidden": self.expert_hidden,
+      "activation": self.expert_activation,
+      "norm": self.expert_norm,
+      "dropout": self.expert_dropout,
+      "axis_name": self.axis_name,
+    }

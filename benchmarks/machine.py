@@ -1,0 +1,37 @@
+"""Description of the machine that a measurement was made on."""
+
+import contextlib
+import os
+import platform
+import sys
+from typing import Any
+
+import jax
+
+
+def describe_machine() -> dict[str, Any]:
+  """Returns cores, processor, device, versions and the command of this process."""
+  device = jax.devices()[0]
+  return {
+    "cores": len(os.sched_getaffinity(0)),
+    "processor": _processor(),
+    "platform": device.platform,
+    "device": device.device_kind,
+    "devices": jax.device_count(),
+    "jax": jax.__version__,
+    "python": platform.python_version(),
+    "command": " ".join(["python -m", *_command()]),
+  }
+
+
+def _processor() -> str:
+  with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+    for line in file:
+      if line.startswith("model name"):
+        return line.partition(":")[2].strip()
+  return platform.processor() or platform.machine()
+
+
+def _command() -> list[str]:
+  module = os.path.splitext(os.path.relpath(sys.argv[0]))[0].replace(os.sep, ".")
+  return [module, *sys.argv[1:]]

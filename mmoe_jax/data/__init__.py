@@ -1,0 +1,44 @@
+"""Data: schema, encoding, reading of tables, loading of prepared arrays. No JAX."""
+
+from mmoe_jax.data.encoding import encode, to_features
+from mmoe_jax.data.loading import SCHEMA_FILE, SPLITS, StoredSplit, load, memory_budget
+from mmoe_jax.data.schema import (
+  KINDS,
+  TRANSFORMS,
+  UNKNOWN,
+  EncodedRows,
+  IdFeature,
+  NumericFeature,
+  Schema,
+  Slice,
+  Split,
+  Task,
+)
+from mmoe_jax.data.selection import NUMERIC_FORMS, add_crosses, select
+from mmoe_jax.data.storage import FORMAT_VERSION, restore_schema, save_schema
+
+__all__ = [
+  "FORMAT_VERSION",
+  "KINDS",
+  "NUMERIC_FORMS",
+  "SCHEMA_FILE",
+  "SPLITS",
+  "TRANSFORMS",
+  "UNKNOWN",
+  "EncodedRows",
+  "IdFeature",
+  "NumericFeature",
+  "Schema",
+  "Slice",
+  "Split",
+  "StoredSplit",
+  "Task",
+  "add_crosses",
+  "encode",
+  "load",
+  "memory_budget",
+  "restore_schema",
+  "save_schema",
+  "select",
+  "to_features",
+]

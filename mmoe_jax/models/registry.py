@@ -1,0 +1,135 @@
+"""Registry of the models: from the settings of a config to a model."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from mmoe_jax.data import Schema
+from mmoe_jax.errors import UserError, did_you_mean, require, require_known
+from mmoe_jax.models import layers
+from mmoe_jax.models.aitm import AITM
+from mmoe_jax.models.base import Model
+from mmoe_jax.models.baselines import (
+  CrossStitch,
+  L2Constrained,
+  SharedBottom,
+  SingleTask,
+  TensorFactorization,
+)
+from mmoe_jax.models.dselect_k import DSelectK
+from mmoe_jax.models.esmm import ESMM
+from mmoe_jax.models.mmoe import MMoE, OMoE
+from mmoe_jax.models.ple import CGC, PLE
+from mmoe_jax.models.snr import SNRTrans
+
+MODELS: dict[str, type[Model]] = {
+  "single_task": SingleTask,
+  "shared_bottom": SharedBottom,
+  "l2_constrained": L2Constrained,
+  "cross_stitch": CrossStitch,
+  "tensor_factorization": TensorFactorization,
+  "omoe": OMoE,
+  "mmoe": MMoE,
+  "cgc": CGC,
+  "ple": PLE,
+  "aitm": AITM,
+  "esmm": ESMM,
+  "snr_trans": SNRTrans,
+  "dselect_k": DSelectK,
+}
+
+# Fields that the data or the devices set, not the config.
+_NOT_SETTINGS = ("feature_sizes", "outputs", "embedding_dims", "axis_name", "parent", "name")
+_MAX_SIZE = 1 << 20  # A larger size is most likely a typing error.
+
+
+def create_model(
+  settings: Mapping[str, Any], schema: Schema, axis_name: str | None = None
+) -> Model:
+  """Creates a model for the features and tasks of a schema.
+
+  Args:
+    settings: config.model, see `check_model`: `name`, a key of MODELS; `embedding_dim`, the width
+      of every embedding; `embedding_dim_of`, feature name -> a different width; fields of the
+      model's class. Floats may be traced.
+    schema: features and tasks of the run.
+    axis_name: device axis that batch statistics are averaged over, if any.
+  """
+  settings = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in settings.items()}
+  model_class = MODELS[settings.pop("name")]
+  dim, dim_of = settings.pop("embedding_dim"), settings.pop("embedding_dim_of")
+  return model_class(
+    feature_sizes=tuple(f.size for f in schema.id_features),
+    outputs=tuple(task.outputs for task in schema.tasks),
+    embedding_dims=tuple(dim_of.get(f.name, dim) for f in schema.id_features),
+    axis_name=axis_name,
+    **settings,
+  )
+
+
+def check_model(settings: Mapping[str, Any], schema: Schema) -> None:
+  """Validates config.model.
+
+  Args:
+    settings: as for `create_model`, with concrete values.
+    schema: features and tasks of the run.
+
+  Raises:
+    UserError: for an unknown model, setting, activation, norm or feature, or an impossible value.
+  """
+  settings, where = dict(settings), "config.model"
+  for key in ("name", "embedding_dim", "embedding_dim_of"):
+    require(key in settings, f"{where}.{key} is missing")
+  name = settings.pop("name")
+  require_known(name, MODELS, f"{where}.name")
+  _check_value("embedding_dim", settings.pop("embedding_dim"))
+  feature_names = [f.name for f in schema.id_features]
+  for feature, dim in settings.pop("embedding_dim_of").items():
+    require_known(feature, feature_names, f"a feature in {where}.embedding_dim_of")
+    _check_value(f"embedding_dim_of.{feature}", dim)
+  fields = [f.name for f in dataclasses.fields(MODELS[name]) if f.name not in _NOT_SETTINGS]
+  for key, value in settings.items():
+    if key not in fields:
+      hint = did_you_mean(key, fields)
+      raise UserError(f"{where}.{key}: not a setting of the model '{name}'; {hint}")
+    _check_value(key, value)
+  model = create_model(
+    {"name": name, "embedding_dim": 1, "embedding_dim_of": {}} | settings, schema
+  )
+  model.check([task.kind for task in schema.tasks])
+
+
+def _check_value(key: str, value: Any) -> None:
+  """Validates one setting by the kind of quantity that its name ends with."""
+  what = f"config.model.{key}"
+  if key.endswith("activation"):
+    require_known(value, layers.ACTIVATIONS, what)
+    return
+  if key.endswith("norm"):
+    require_known(value, layers.NORMS, what)
+    return
+  if key.endswith("hidden") or key == "ranks":
+    require(
+      isinstance(value, list | tuple) and all(_is_size(n) for n in value),
+      f"{what} = {value!r}: must be a tuple of whole numbers from 1 to {_MAX_SIZE:,}",
+    )
+    return
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  require(is_number and math.isfinite(value), f"{what} = {value!r}: must be a number")
+  if key.endswith("dropout"):
+    require(0 <= value < 1, f"{what} = {value}: must be a rate in [0, 1)")
+  elif key.endswith("std"):
+    require(value >= 0, f"{what} = {value}: must be a standard deviation of at least 0")
+  elif key.endswith("strength"):
+    require(value >= 0, f"{what} = {value}: must be at least 0 (0 disables it)")
+  elif key == "smoothness":
+    require(value > 0, f"{what} = {value}: must be a width above 0")
+  elif key in ("stitch_own", "exclusivity"):
+    require(0 <= value <= 1, f"{what} = {value}: must be a share from 0 to 1")
+  else:
+    require(_is_size(value), f"{what} = {value}: must be a whole number from 1 to {_MAX_SIZE:,}")
+
+
+def _is_size(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_SIZE

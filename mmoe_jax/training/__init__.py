@@ -1,0 +1,1 @@
+"""Training: a step, an epoch, a run, a population, a search."""

@@ -1,0 +1,382 @@
+"""Population: many members (seeds, any float of the config) trained as one program.
+
+Members share the shapes of all arrays and may differ in `seed` and in any float. Each has its own
+order of rows, early stopping and best weights, and ends where a separate run would end.
+"""
+
+import itertools
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmoe_jax import data, parallel
+from mmoe_jax.config import override
+from mmoe_jax.errors import UserError, require
+from mmoe_jax.evaluation import evaluate
+from mmoe_jax.files import save_array
+from mmoe_jax.models import layers
+from mmoe_jax.training import checks, records
+from mmoe_jax.training.checks import Override
+from mmoe_jax.training.learner import Assessment
+from mmoe_jax.training.members import Member, MemberFunctions, create_member_functions
+from mmoe_jax.training.step import State, TaskLosses
+from mmoe_jax.training.train_rows import make_batch, steps_per_epoch
+from mmoe_jax.workdir import checkpoint, contract, logs, progress
+
+Array = jax.Array
+Splits = Sequence[Mapping[str, data.Split]]
+
+
+def train_population(
+  config: Any,
+  members: Sequence[Override],
+  workdir: str,
+  splits: Splits | None = None,
+  schema: data.Schema | None = None,
+  save_logits: Sequence[str] = (),
+  at_once: int = 0,
+  report_on: Sequence[str] = data.SPLITS,
+  verbose: bool = True,
+) -> list[dict[str, Any]]:
+  """Trains members together, then evaluates the best variables of each.
+
+  Started again in its work directory, a population resumes from its last checkpoint.
+
+  Args:
+    config: settings as in configs/census.py.
+    members: settings of each member by dotted key: `seed`, floats, or tuples of floats; all members
+      set the same keys.
+    workdir: folder for config.json, schema.json, metrics.jsonl (one line per epoch; each metric a
+      list over members), checkpoints/ and results.json, readable by prediction.
+    splits: separate data for each member, of the same shapes. By default all members share the
+      data in `config.data_dir`.
+    schema: schema of `splits`.
+    save_logits: splits whose logits (M, N, O) float32 are saved as `logits_SPLIT.npy`.
+    at_once: number of members per device that share each operation; 0 chooses, see
+      parallel.Members.
+    report_on: splits on which the best variables are evaluated; a search leaves out test rows.
+    verbose: whether to show progress.
+
+  Returns:
+    For each member the content of a run's results.json without its times, and `member`: its
+    settings. A member whose training diverged has `error` in place of metrics.
+
+  Raises:
+    UserError: for impossible settings or data.
+  """
+  start = time.perf_counter()
+  require(
+    not config.train.memory_gib,
+    f"config.train.memory_gib = {config.train.memory_gib}: must be 0, because populations hold "
+    "their rows in memory",
+  )
+  if schema is None or splits is None:
+    schema, shared_splits = data.load(config.data_dir, **config.data)
+    splits = [shared_splits]
+  population = compile_population(config, members, schema, splits, at_once)
+  states, active_M = population.states, [True] * len(members)
+  with (
+    contract.claim(workdir, config, schema, 1, True, members),
+    checkpoint.Checkpoints(workdir) as checkpoints,
+  ):
+    restored = checkpoints.restore_state(population.placement.unshard(states))
+    states = states if restored is None else population.placement.shard(restored)
+    epoch = checkpoints.latest_epoch() or 0
+    if verbose:
+      _print_summary(population, workdir)
+    with logs.RunLog(workdir, epoch, config.train.epochs, verbose=verbose) as log:
+      last_record = log.records[-1] if log.records else {}
+      elapsed_before = last_record.get("wall_seconds", 0.0)
+      errors_M = {int(m): error for m, error in last_record.get("errors", {}).items()}
+      active_M = _find_active(population, states, epoch, errors_M)
+      while epoch < config.train.epochs and any(active_M):
+        epoch += 1
+        epoch_start = time.perf_counter()
+        states, losses_M, assessment_M = population.train_epoch(states, epoch, active_M)
+        seconds = time.perf_counter() - epoch_start
+        values = _describe_epoch(population, epoch, losses_M, assessment_M, active_M, errors_M)
+        log.write(
+          {"epoch": epoch, "active": active_M, "errors": dict(errors_M)}
+          | {**values, "seconds": seconds}
+          | {"rows_per_second": sum(active_M) * population.train_rows / seconds}
+          | {"wall_seconds": elapsed_before + time.perf_counter() - start}
+        )
+        active_M = _find_active(population, states, epoch, errors_M)
+        if epoch % config.checkpoint.every_epochs == 0:
+          _save(checkpoints, epoch, population, states)
+    _save(checkpoints, epoch, population, states)
+    results = _evaluate(population, states, errors_M, workdir, save_logits, report_on)
+    best_epochs_M = population.placement.unshard(states.best.epoch)
+    population.release()
+    _add_training(results, best_epochs_M, log.records)
+    summary = _summarise(results, population.train_rows, log.records)
+    summary["wall_seconds"] = elapsed_before + time.perf_counter() - start
+  contract.write_results(workdir, summary)
+  return results
+
+
+def _print_summary(population: "Population", workdir: str) -> None:
+  progress.print_summary(
+    devices=parallel.describe_devices(population.placement.used),
+    model=population.config.model.name,
+    parameters=_parameter_count(population),
+    rows=population.train_rows,
+    workdir=workdir,
+    members=len(population.members),
+  )
+
+
+def _parameter_count(population: "Population") -> int:
+  return layers.parameter_count(population.states.params) // population.placement.padded
+
+
+class Population(NamedTuple):
+  """Compiled population: its functions, initial states and data.
+
+  Attributes:
+    config: settings that members share.
+    members: settings of each member.
+    tasks: names of the tasks.
+    train_rows: rows per epoch of one member.
+    splits: data of all members, or of each.
+    placement: which member is on which device.
+    states: State before the first step with a leading axis of members, sharded.
+    arrays: their seeds, settings and own data, sharded.
+    shared: data of all members, on every device; empty if each has its own.
+    functions: the functions of one member.
+    train_epoch: (states, epoch, active_M) -> (states, TaskLosses (M, S, T) and Assessment (M, …) on
+      the host).
+    at_once: number of members per device that share each operation; 0 chooses.
+  """
+
+  config: Any
+  members: Sequence[Override]
+  tasks: Sequence[str]
+  train_rows: int
+  splits: Splits
+  placement: parallel.Members
+  states: State
+  arrays: Member
+  shared: Mapping[str, Any]
+  functions: MemberFunctions
+  train_epoch: Callable[[State, int, Sequence[bool]], tuple[State, TaskLosses, Assessment]]
+  at_once: int
+
+  def release(self) -> None:
+    """Frees the data on the devices, which compiled functions would keep alive."""
+    jax.tree.map(lambda a: a.delete(), (self.arrays.data, self.shared))
+
+
+def compile_population(
+  config: Any, members: Sequence[Override], schema: data.Schema, splits: Splits, at_once: int = 0
+) -> Population:
+  """Validates the members, places their data and compiles their training.
+
+  Args:
+    config: settings that members share.
+    members: settings of each member, see `train_population`.
+    schema: features and tasks of the runs.
+    splits: data of all members (one item), or of each.
+    at_once: see `train_population`.
+
+  Raises:
+    UserError: for impossible settings, or labels that do not fit the model.
+  """
+  checks.check_members(config, members, schema, splits)
+  train_rows = len(splits[0]["train"])
+  placement = parallel.Members(len(members), config.train.devices)
+  functions = create_member_functions(config, schema, steps_per_epoch(config, train_rows))
+  train = [make_batch(each["train"], config) for each in splits]
+  held_out = [evaluate.make_eval_batch(each["validation"], all_views=False) for each in splits]
+  own_data, shared_data = _place(placement, {"train": train, "held_out": held_out})
+  seeds_M = [np.uint32(member.get("seed", config.seed)) for member in members]
+  settings_M = [_settings(member) for member in members]
+  one_row = {name: a[:1] for name, a in train[0].features.items()}
+  states = placement.init(
+    functions.init,
+    [(seed, settings, one_row) for seed, settings in zip(seeds_M, settings_M, strict=True)],
+  )
+  arrays = Member(
+    placement.shard(np.array(seeds_M)),
+    placement.shard({k: np.stack([s[k] for s in settings_M]) for k in settings_M[0]}),
+    own_data,
+  )
+
+  def arguments(epoch: int, active_M: Sequence[bool]) -> tuple[Any, Any]:
+    member = (arrays, placement.shard(np.array(active_M)))
+    return member, (shared_data, placement.replicate(np.int32(epoch)))
+
+  program = placement.compile(
+    functions.epoch, states, *arguments(0, [True] * len(members)), at_once
+  )
+
+  def train_epoch(
+    states: State, epoch: int, active_M: Sequence[bool]
+  ) -> tuple[State, TaskLosses, Assessment]:
+    states, outputs = program(states, *arguments(epoch, active_M))
+    return states, *placement.unshard(outputs)
+
+  return Population(
+    config=config,
+    members=members,
+    tasks=[task.name for task in schema.tasks],
+    train_rows=train_rows,
+    splits=splits,
+    placement=placement,
+    states=states,
+    arrays=arrays,
+    shared=shared_data,
+    functions=functions,
+    train_epoch=train_epoch,
+    at_once=at_once,
+  )
+
+
+def _settings(member: Override) -> dict[str, np.ndarray]:
+  return {k: np.array(v, np.float32) for k, v in member.items() if k != "seed"}
+
+
+def _place(
+  placement: parallel.Members, trees: Mapping[str, list[Any]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Places data on the devices: (each member's own, shared by all), one of them empty.
+
+  Args:
+    placement: which member is on which device.
+    trees: name -> one tree for all members, or a tree for each.
+  """
+  if all(len(each) == 1 for each in trees.values()):
+    return {}, placement.replicate({name: each[0] for name, each in trees.items()})
+  stacked = {k: jax.tree.map(lambda *a: np.stack(a), *each) for k, each in trees.items()}
+  return placement.shard(stacked), {}
+
+
+def _find_active(
+  population: Population, states: State, epoch: int, errors_M: Mapping[int, str]
+) -> list[bool]:
+  """Returns which members continue to train after an epoch."""
+  best_epochs_M = population.placement.unshard(states.best.epoch)
+  patience = population.config.select.patience
+  return [
+    m not in errors_M and not records.is_out_of_patience(int(best), epoch, patience)
+    for m, best in enumerate(best_epochs_M)
+  ]
+
+
+def _describe_epoch(
+  population: Population,
+  epoch: int,
+  losses_M: TaskLosses,
+  assessment_M: Assessment,
+  active_M: Sequence[bool],
+  errors_M: dict[int, str],
+) -> dict[str, Any]:
+  """Returns an epoch's losses and metrics as lists over members, NaN for inactive ones.
+
+  A member whose numbers are not finite is added to `errors_M`.
+  """
+  undefined = [math.nan] * len(population.members)
+  values: dict[str, Any] = {}
+  warnings: dict[int, list[str]] = {}
+  for m in np.flatnonzero(active_M):
+    config = override(population.config, population.members[m])
+    losses, assessment = jax.tree.map(lambda a, m=m: a[m], (losses_M, assessment_M))
+    try:
+      record = records.describe_epoch(epoch, losses, assessment, config, population.tasks)
+    except UserError as error:
+      errors_M[int(m)] = str(error)
+      continue
+    for line in record.pop("warnings", {}).get("gates", []):
+      warnings.setdefault(int(m), []).append(line)
+    for name, value in record.items():
+      values.setdefault(name, list(undefined))[m] = value
+  return values | ({"warnings": warnings} if warnings else {})
+
+
+def _save(
+  checkpoints: checkpoint.Checkpoints, epoch: int, population: Population, states: State
+) -> None:
+  states = population.placement.unshard(states)
+  checkpoints.save(epoch, states, states.best.variables)
+
+
+def _evaluate(
+  population: Population,
+  states: State,
+  errors_M: Mapping[int, str],
+  workdir: str,
+  save_logits: Sequence[str],
+  report_on: Sequence[str],
+) -> list[dict[str, Any]]:
+  """Returns the metrics of each member's best variables on each of the splits."""
+  placement, functions = population.placement, population.functions
+  parameters = _parameter_count(population)
+  results = []
+  for m, member in enumerate(population.members):
+    error = {"error": errors_M[m]} if m in errors_M else {}
+    counts = {"train_rows": population.train_rows, "parameters": parameters}
+    results.append({"member": dict(member), "notes": {}} | error | counts)
+  programs: dict[Any, Callable] = {}
+  for name in report_on:
+    batches = [evaluate.make_eval_batch(each[name]) for each in population.splits]
+    own_data, shared_data = _place(placement, {"held_out": batches})
+    member = (population.arrays._replace(data=own_data), states.best.variables)
+    with_logits = name in save_logits
+    # Validation and test rows often have the same shapes, and then share a program.
+    shapes = (with_logits, str(jax.tree.map(jnp.shape, (own_data, shared_data))))
+    if shapes not in programs:
+      function = functions.evaluate_with_logits if with_logits else functions.evaluate
+      programs[shapes] = placement.compile(function, (), member, shared_data, population.at_once)
+    metrics_M, logits_MxKxO = placement.unshard(programs[shapes]((), member, shared_data))
+    for m, result in enumerate(results):
+      if m not in errors_M:
+        evaluate.add_metrics(result, name, {k: v[m] for k, v in metrics_M.items()})
+    if with_logits:
+      rows = len(population.splits[0][name])
+      save_array(os.path.join(workdir, f"logits_{name}.npy"), logits_MxKxO[:, :rows])
+  return results
+
+
+def _add_training(
+  results: Sequence[dict[str, Any]],
+  best_epochs_M: np.ndarray,
+  epoch_records: Sequence[Mapping[str, Any]],
+) -> None:
+  """Adds the course of training to each member's results, and its gates at the best epoch."""
+  for m, (result, best_epoch) in enumerate(zip(results, map(int, best_epochs_M), strict=True)):
+    trained = [record["epoch"] for record in epoch_records if record["active"][m]]
+    result |= {"best_epoch": best_epoch, "epochs": max(trained, default=0)}
+    best_record = records.find_record(epoch_records, best_epoch)
+    result |= records.describe_gates(logs.of_member(best_record, m), verbose=False)
+
+
+def _summarise(
+  results: list[dict[str, Any]], rows: int, epoch_records: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+  """Returns results.json of a population without its time."""
+  rates = [record["rows_per_second"] for record in epoch_records]
+  speed = float(np.median(rates or [0.0]))
+  return {"members": results, "train_rows": rows, "rows_per_second": speed}
+
+
+def parse_vary(texts: Sequence[str]) -> list[Override]:
+  """Returns every combination of the values in `--vary KEY=VALUE,VALUE`, as overrides.
+
+  Raises:
+    UserError: for another form, or a value that is not a number.
+  """
+  axes = []
+  for text in texts:
+    key, equals, values = text.partition("=")
+    require(bool(equals and values), f"--vary={text}: must be KEY=VALUE,VALUE")
+    try:
+      axes.append([(key, float(value)) for value in values.split(",")])
+    except ValueError as error:
+      raise UserError(f"--vary={text}: {error}") from error
+  return [dict(pairs) for pairs in itertools.product(*axes)]

@@ -1,0 +1,295 @@
+"""Training step and epoch: pure functions of one run on one device.
+
+    step  --lax.scan-->  epoch
+
+Everything else is mapped from outside: members of a population (`vmap` or one after another) and
+devices that share a batch (`pmap`, which gives the axis its name).
+
+Shape letters: N train rows, S steps per epoch, B rows of a step on one device, T tasks, O outputs
+of all tasks.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from mmoe_jax.models import Model
+from mmoe_jax.training import losses
+from mmoe_jax.training.shuffle import permutation
+from mmoe_jax.training.task_weighting import TaskWeighting
+
+Array = jax.Array
+
+
+class Batch(NamedTuple):
+  """Rows to train on: those of one step, or all that an epoch scans over.
+
+  Attributes:
+    features: `ids` (B, F) unsigned integers and `numeric` (B, D) float32.
+    labels: (B, T) float32, NaN where missing.
+    weights: (B,) float32; 0 for rows that only fill up a batch.
+  """
+
+  features: Mapping[str, Any]
+  labels: Any
+  weights: Any
+
+
+class TaskLosses(NamedTuple):
+  """Losses of one step, (T,), or of each step of an epoch, (S, T).
+
+  Attributes:
+    losses: weighted mean loss of each task; 0 for a task without a labelled row.
+    weights: sum of the row weights of each task's labelled rows.
+  """
+
+  losses: Array
+  weights: Array
+
+
+@flax.struct.dataclass
+class Best:
+  """Variables with the best validation metric so far.
+
+  Attributes:
+    variables: the model's variables.
+    value: their metric; higher is better.
+    epoch: the epoch that they are from.
+  """
+
+  variables: Any
+  value: Array
+  epoch: Array
+
+
+@flax.struct.dataclass
+class State:
+  """Everything that training carries from one step to the next.
+
+  Attributes:
+    step: number of steps taken.
+    params: trained parameters.
+    batch_stats: running statistics of batch norm; empty without it.
+    average: exponential moving average of `params` and `batch_stats`, which is evaluated in their
+      place; () if there is none.
+    opt_state: state of the optimizer.
+    weighting: state of the task weighting; () if it has none.
+    best: variables that are evaluated at the end.
+  """
+
+  step: Array
+  params: Any
+  batch_stats: Any
+  average: Any
+  opt_state: Any
+  weighting: Any
+  best: Best
+
+  @property
+  def variables(self) -> Any:
+    """Variables that the model is evaluated with."""
+    current = {"params": self.params, "batch_stats": self.batch_stats}
+    return current if self.average == () else self.average
+
+
+def fold_in(key: Array, purpose: str, *numbers: int | Array) -> Array:
+  """Returns the random key of a named purpose at an epoch or step.
+
+  Keys depend on their purpose and time and not on earlier draws, so that a resumed run draws the
+  same numbers.
+  """
+  key = jax.random.fold_in(key, zlib.crc32(purpose.encode()))
+  for number in numbers:
+    key = jax.random.fold_in(key, number)
+  return key
+
+
+def init_state(
+  key: Array,
+  model: Model,
+  tx: optax.GradientTransformation,
+  weighting: TaskWeighting,
+  features: Mapping[str, Any],
+  has_average: bool,
+) -> State:
+  """Initialises the state before the first step. Pure, so that it can be mapped over keys.
+
+  Args:
+    key: random key of the run.
+    model: the model.
+    tx: the optimizer.
+    weighting: the task weighting.
+    features: a batch of features, for its shapes.
+    has_average: whether to keep a moving average of the parameters.
+  """
+  variables = model.init(fold_in(key, "init"), features)
+  params, batch_stats = variables["params"], variables.get("batch_stats", {})
+  current = {"params": params, "batch_stats": batch_stats}
+  return State(
+    step=jnp.int32(0),
+    params=params,
+    batch_stats=batch_stats,
+    average=current if has_average else (),
+    opt_state=tx.init(params),
+    weighting=weighting.init(params),
+    best=Best(variables=current, value=jnp.float32(-jnp.inf), epoch=jnp.int32(0)),
+  )
+
+
+def make_train_step(
+  model: Model,
+  tx: optax.GradientTransformation,
+  weighting: TaskWeighting,
+  loss_fn: Callable[[Array, Array], Array],
+  average_decay: float | Array | None = None,
+  axis_name: str | None = None,
+) -> Callable[[State, Batch, Array], tuple[State, TaskLosses]]:
+  """Returns step(state, batch, key) -> (state, TaskLosses).
+
+  The loss of a task is the weighted mean of its elementwise loss over the rows that have its
+  label. Penalties that the model sows into `losses` are added to the weighted sum of the tasks'
+  losses, see losses.penalty.
+
+  Args:
+    model: the model.
+    tx: the optimizer.
+    weighting: the task weighting, which turns the tasks' losses into one gradient.
+    loss_fn: (logits_BxO, labels_BxT) -> loss_BxT, see losses.elementwise.
+    average_decay: decay of the moving average of the parameters; None for no average.
+    axis_name: device axis that the rows of a batch are sharded over, if any.
+  """
+  mean_over_devices = lambda tree: tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+  def step(state: State, batch: Batch, key: Array) -> tuple[State, TaskLosses]:
+    shard = 0 if axis_name is None else jax.lax.axis_index(axis_name)
+    dropout_key = fold_in(key, "dropout", state.step, shard)
+    shared_key = fold_in(key, "shared", state.step)  # The same on all devices.
+    weights_BxT = losses.label_weights(batch.labels, batch.weights)
+    label_weights_T = weights_BxT.sum(0)
+    if axis_name is not None:
+      label_weights_T = jax.lax.psum(label_weights_T, axis_name)
+
+    def task_losses(params: Any) -> tuple[Array, tuple[Array, Any]]:
+      logits_BxO, updates = model.apply(
+        {"params": params, "batch_stats": state.batch_stats},
+        batch.features,
+        train=True,
+        rngs={"dropout": dropout_key, "shared": shared_key},
+        mutable=["batch_stats", "losses"],
+      )
+      loss_BxT = loss_fn(logits_BxO, batch.labels)
+      losses_T = losses.weighted_mean(loss_BxT, weights_BxT, axis_name)
+      penalty = losses.penalty(updates.get("losses", {}), batch.weights, axis_name)
+      return losses_T, (penalty, updates.get("batch_stats", {}))
+
+    def total_loss(params: Any) -> tuple[Array, tuple[Array, Any]]:
+      losses_T, (penalty, batch_stats) = task_losses(params)
+      return losses_T @ weighting.weights(state.weighting) + penalty, (losses_T, batch_stats)
+
+    if weighting.combine is None:
+      grad_fn = jax.value_and_grad(total_loss, has_aux=True)
+      (_, (losses_T, batch_stats)), grads = grad_fn(state.params)
+      grads, losses_T = mean_over_devices((grads, losses_T))
+      weighting_state = weighting.update(state.weighting, losses_T, label_weights_T)
+    else:
+      *by_task, batch_stats = _grads_by_task(task_losses, state.params)
+      task_grads, penalty_grads, losses_T = mean_over_devices(by_task)
+      # Same key on all devices, so that PCGrad's task order matches.
+      order_key = fold_in(key, "weighting", state.step)
+      grads, weighting_state = weighting.combine(
+        task_grads, losses_T, label_weights_T, state.weighting, order_key
+      )
+      grads = jax.tree.map(jnp.add, grads, penalty_grads)
+
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = state.average
+    if average_decay is not None:
+      # A short memory at first, so that the average soon leaves the random start.
+      decay = jnp.minimum(average_decay, (1.0 + state.step) / (10.0 + state.step))
+      current = {"params": params, "batch_stats": batch_stats}
+      average = optax.incremental_update(current, average, 1 - decay)
+    new_state = state.replace(
+      step=state.step + 1,
+      params=params,
+      batch_stats=batch_stats,
+      average=average,
+      opt_state=opt_state,
+      weighting=weighting_state,
+    )
+    return new_state, TaskLosses(losses_T, label_weights_T)
+
+  return step
+
+
+def _grads_by_task(
+  task_losses: Callable[[Any], tuple[Array, tuple[Array, Any]]], params: Any
+) -> tuple[Any, Any, Array, Any]:
+  """Returns each task's gradient (T, …), the penalty's gradient, losses_T and batch statistics.
+
+  One forward pass serves all tasks. The penalty has a separate gradient; the compiler merges its
+  forward pass with the first.
+  """
+
+  def without_penalty(params: Any) -> tuple[Array, Any]:
+    losses_T, (_, batch_stats) = task_losses(params)
+    return losses_T, batch_stats
+
+  losses_T, pull_back, batch_stats = jax.vjp(without_penalty, params, has_aux=True)
+  (task_grads,) = jax.vmap(pull_back)(jnp.eye(len(losses_T)))
+  penalty_grads = jax.grad(lambda p: jnp.asarray(task_losses(p)[1][0], jnp.float32))(params)
+  return task_grads, penalty_grads, losses_T, batch_stats
+
+
+def make_train_epoch(
+  step: Callable[[State, Batch, Array], tuple[State, TaskLosses]],
+  batch_size: int,
+  devices: int = 1,
+  axis_name: str | None = None,
+  shuffle: bool = True,
+) -> Callable[[State, Batch, Array], tuple[State, TaskLosses]]:
+  """Returns epoch(state, rows, key) -> (state, TaskLosses): a scan of steps over all rows.
+
+  Row numbers are shuffled on the device. The last batch is filled up with rows from the beginning
+  of the order, at weight 0: every row counts once in the loss, and shapes stay the same. Batch
+  norm includes the filler rows, which are real rows, where zeros would distort it.
+
+  Args:
+    step: a training step, see `make_train_step`.
+    batch_size: rows of a step over all devices.
+    devices: number of devices that share a batch.
+    axis_name: their axis, if there are several.
+    shuffle: whether to draw a new order in each epoch.
+  """
+  share = batch_size // devices
+
+  def epoch(state: State, rows: Batch, key: Array) -> tuple[State, TaskLosses]:
+    count = rows.labels.shape[0]
+    steps = math.ceil(count / batch_size)
+    shard = 0 if axis_name is None else jax.lax.axis_index(axis_name)
+    slots_SxB = shard * share + batch_size * jnp.arange(steps)[:, None] + jnp.arange(share)[None]
+    order_N = permutation(fold_in(key, "shuffle"), count) if shuffle else jnp.arange(count)
+    rows_SxB = order_N[slots_SxB % count]
+    is_real_SxB = slots_SxB < count
+
+    def body(state: State, slots: tuple[Array, Array]) -> tuple[State, TaskLosses]:
+      rows_B, is_real_B = slots
+      batch = jax.tree.map(lambda a: a[rows_B], rows)
+      return step(state, batch._replace(weights=batch.weights * is_real_B), key)
+
+    return jax.lax.scan(body, state, (rows_SxB, is_real_SxB))
+
+  return epoch
+
+
+def keep_best(state: State, value: Array, epoch: Array) -> State:
+  """Makes the current variables the best ones if `value` is above the best so far."""
+  is_better = value > state.best.value
+  new = Best(variables=state.variables, value=value, epoch=epoch)
+  return state.replace(best=jax.tree.map(lambda a, b: jnp.where(is_better, a, b), new, state.best))

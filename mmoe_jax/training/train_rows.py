@@ -1,0 +1,165 @@
+"""Train rows on their way to the devices: all at once, or in blocks that fit a memory budget.
+
+Shape letters: N rows of the train split, R rows of a block.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmoe_jax import data, parallel
+from mmoe_jax.errors import require
+from mmoe_jax.training import checks
+from mmoe_jax.training.step import Batch
+
+STRIP = 256  # Consecutive rows on disk that are read together and stay in one block.
+_HELD = 4  # Blocks in memory: in training, ready, being read, and the sample.
+
+
+class Resident:
+  """Train rows that stay on the devices: one block, the same in every epoch.
+
+  Attributes:
+    count: number of train rows N.
+    steps: number of steps per epoch.
+    sample: rows on which metrics of the train split are measured: all of them.
+    shapes: arrays, or shapes, that `blocks` yields.
+  """
+
+  def __init__(self, split: data.Split, config: Any, devices: parallel.Devices):
+    """Places the rows on the devices."""
+    self.count = len(split)
+    self.steps = steps_per_epoch(config, self.count)
+    self.sample = split
+    self._rows = devices.replicate(make_batch(split, config))
+    self.shapes = [self._rows]  # Arrays, because pmap over several hosts takes no shapes.
+
+  def blocks(self, epoch: int) -> Iterator[tuple[tuple[int, ...], Batch]]:
+    """Yields the blocks of an epoch: numbers to fold into its random key, and the rows."""
+    del epoch
+    yield (), self._rows
+
+
+class Streamed:
+  """Train rows that stay on disk; blocks of them are read ahead in a thread.
+
+  An epoch reads strips of STRIP rows in random order, R rows per block, and shuffles each block's
+  rows on the device: a batch is a sample of the strips of its block. All blocks consist of full
+  batches; the last one holds the remaining rows.
+
+  Attributes:
+    count: number of train rows N.
+    steps: number of steps per epoch.
+    sample: R rows, drawn like a block, on which metrics of the train split are measured.
+    shapes: the shapes that `blocks` yields: of full blocks and of the last one.
+  """
+
+  def __init__(
+    self,
+    split: data.StoredSplit,
+    schema: data.Schema,
+    config: Any,
+    devices: parallel.Devices,
+  ):
+    """Chooses R, the most full batches of which _HELD blocks fit config.train.memory_gib.
+
+    Raises:
+      UserError: if not even blocks of one batch fit, or with several hosts.
+    """
+    require(
+      jax.process_count() == 1, "config.train.memory_gib: streaming works on a single host only"
+    )
+    batch_size = config.train.batch_size
+    budget = data.memory_budget(config.train.memory_gib)
+    fitting = int(budget // (_HELD * split.row_bytes * batch_size))
+    require(
+      fitting > 0,
+      f"config.train.memory_gib = {config.train.memory_gib}: must hold {_HELD} blocks of one batch "
+      f"of {batch_size:,} rows; increase it",
+    )
+    self.count = len(split)
+    self.steps = steps_per_epoch(config, self.count)
+    # Blocks of about equal size: the last one is not much shorter.
+    blocks = math.ceil(self.steps / fitting)
+    block_rows = math.ceil(self.steps / blocks) * batch_size
+    self._bounds = [*range(0, self.count, block_rows), self.count]
+    self._split, self._schema, self._config, self._devices = split, schema, config, devices
+    self.sample = self._read(self._strip_order(0), 0)
+    full = _shape_of(devices.replicate(make_batch(self.sample, config)))
+    sizes = {end - start for start, end in itertools.pairwise(self._bounds)}
+    self.shapes = [
+      jax.tree.map(lambda a, n=n: a.update(shape=(n, *a.shape[1:])), full) for n in sizes
+    ]
+
+  def blocks(self, epoch: int) -> Iterator[tuple[tuple[int, ...], Batch]]:
+    """Yields the blocks of an epoch: numbers to fold into its random key, and the rows."""
+    order = self._strip_order(epoch)
+    count = len(self._bounds) - 1
+    with ThreadPoolExecutor(1) as reader:
+      ahead: Future = reader.submit(self._place, order, 0)
+      for block in range(count):
+        rows = ahead.result()
+        if block + 1 < count:
+          ahead = reader.submit(self._place, order, block + 1)
+        yield (block,), rows
+
+  def _strip_order(self, epoch: int) -> np.ndarray:
+    """Returns the order of an epoch's strips; it depends on seed and epoch only, for resuming.
+
+    Epoch 0 is the sample's, which is random also where training does not shuffle.
+    """
+    strips = math.ceil(self.count / STRIP)
+    if epoch and not self._config.train.shuffle:
+      return np.arange(strips)
+    return np.random.default_rng([self._config.seed, epoch]).permutation(strips)
+
+  def _place(self, order: np.ndarray, block: int) -> Batch:
+    split = self._read(order, block)
+    checks.check_labels(self._config, self._schema, split.labels)
+    return self._devices.replicate(make_batch(split, self._config))
+
+  def _read(self, order: np.ndarray, block: int) -> data.Split:
+    start, end = self._bounds[block : block + 2]
+    return self._split.read(list(_ranges(order, self.count, start, end)))
+
+
+def create_train_rows(
+  split: data.Split | data.StoredSplit, schema: data.Schema, config: Any, devices: parallel.Devices
+) -> Resident | Streamed:
+  """Creates the train rows of a run from what data.load gave: resident if they fit the budget."""
+  if isinstance(split, data.StoredSplit):
+    return Streamed(split, schema, config, devices)
+  return Resident(split, config, devices)
+
+
+def make_batch(split: data.Split, config: Any) -> Batch:
+  """Returns the host arrays that training takes from a split."""
+  weights = split.weights if config.loss.sample_weight else np.ones_like(split.weights)
+  return Batch(split.features, split.labels, weights)
+
+
+def steps_per_epoch(config: Any, rows: int) -> int:
+  """Returns the number of steps per epoch over that many rows."""
+  return math.ceil(rows / config.train.batch_size)
+
+
+def _shape_of(rows: Batch) -> Batch:
+  return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), rows)
+
+
+def _ranges(order: np.ndarray, rows: int, first: int, last: int) -> Iterator[tuple[int, int]]:
+  """Yields where rows first … last − 1 of an order of strips lie on disk, as [start, end)."""
+  lengths = np.full(len(order), STRIP)
+  lengths[order == len(order) - 1] = rows % STRIP or STRIP
+  ends = np.cumsum(lengths)
+  for i in range(np.searchsorted(ends, first, "right"), len(order)):
+    start = ends[i] - lengths[i]
+    if start >= last:
+      return
+    on_disk = int(order[i]) * STRIP
+    yield on_disk + max(0, first - start), on_disk + min(lengths[i], last - start)

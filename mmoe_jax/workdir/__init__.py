@@ -1,0 +1,1 @@
+"""Work directories: their files, checkpoints and logs."""

@@ -1,0 +1,144 @@
+"""Reading of raw tables: every error names its file and line."""
+
+import csv
+import gzip
+import os
+
+import numpy as np
+import pytest
+
+from mmoe_jax.data.tables import floats_as_csv, read_table
+from mmoe_jax.errors import UserError
+from mmoe_jax.files import write_atomically
+
+COLUMNS = ("age", "job", "income")
+
+
+def read(tmp_path, text: str):
+  path = tmp_path / "rows.csv"
+  path.write_text(text)
+  return read_table(str(path), COLUMNS)
+
+
+def test_values_are_stripped_strings(tmp_path):
+  frame = read(tmp_path, "7, Not in universe ,  50000+.\n8, NA, ?\n")
+  assert frame.to_numpy().tolist() == [["7", "Not in universe", "50000+."], ["8", "NA", "?"]]
+  assert frame.index.tolist() == [1, 2]
+
+
+def test_values_that_differ_in_spaces_are_one(tmp_path):
+  frame = read(tmp_path, "7, Cook ,x\n8,Cook,y\n9, Maid,x \n")
+  assert frame["job"].tolist() == ["Cook", "Cook", "Maid"]
+  assert frame["job"].nunique() == 2
+  assert frame["income"].tolist() == ["x", "y", "x"]
+
+
+def test_floats_are_bitwise_identical_after_reading(tmp_path):
+  rng = np.random.default_rng()
+  columns = {
+    "a": np.exp(rng.normal(0, 100, 1000)),
+    "b, or c": rng.integers(0, 2**64, 1000, np.uint64).view(np.float64),
+  }
+  columns["b, or c"][~np.isfinite(columns["b, or c"])] = 0.0
+  path = tmp_path / "out.csv"
+  path.write_text(floats_as_csv(columns))
+  with open(path, encoding="utf-8", newline="") as file:
+    header, *rows = csv.reader(file)
+  assert header == list(columns)
+  np.testing.assert_array_equal(np.array(rows, float), np.stack(list(columns.values()), 1))
+
+
+def test_quotes_are_optional(tmp_path):
+  plain = read(tmp_path, "7, Cook, x\n8, Maid, y\n")
+  quoted = read(tmp_path, '"7","Cook","x"\n8, "Maid",y\n')
+  assert plain.equals(quoted)
+  assert read(tmp_path, '7,"Cook, or maid",\n')["job"].tolist() == ["Cook, or maid"]
+
+
+def test_a_header_may_reorder_and_leave_out_columns(tmp_path):
+  frame = read(tmp_path, "job,age\nCook,7\n")
+  assert frame["age"].tolist() == ["7"]
+  assert list(frame.columns) == ["job", "age"]
+  assert frame.index.tolist() == [2]
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("1,2,3\n1,2\n", r"rows\.csv, line 2: has 2 columns, must have 3"),
+    ("1,2,3\n1,2,3,4\n", r"rows\.csv, line 2: has 4 columns, must have 3"),
+    ("1,2,3\n1,2,3,4,5\n", r"rows\.csv: .*line 2"),
+    ("1,2,3\n1,2,3,\n", r"rows\.csv, line 2: has 4 columns, must have 3"),
+    ("1,2,3,\n4,5,6,\n", r"rows\.csv, line 1: has 4 columns, must have 3"),
+    ("1,2,3\n\n1,2,3\n", r"rows\.csv, line 2: has 1 columns, must have 3"),
+    ("1,2\n3,4\n", r"rows\.csv, line 1: has 2 columns, must have 3"),
+    ('1,2,3\n4,"5,6\n', r"rows\.csv: .*inside string"),
+    ("", r"rows\.csv: the file is empty"),
+    ("age,jbo,income\n1,2,3\n", r"'jbo', which does not exist; did you mean 'job'"),
+    ("age,age,income\n1,2,3\n", r"repeats a column"),
+    ("age,job,income\n", r"rows\.csv: no rows"),
+  ],
+)
+def test_faults_name_file_and_line(tmp_path, text, message):
+  with pytest.raises(UserError, match=message):
+    read(tmp_path, text)
+
+
+def test_an_empty_last_value_is_not_a_missing_column(tmp_path):
+  assert read(tmp_path, "1,2,\n1,2,3\n")["income"].tolist() == ["", "3"]
+
+
+def test_gzip_is_read_and_truncated_gzip_is_named(tmp_path):
+  path = tmp_path / "rows.csv.gz"
+  path.write_bytes(gzip.compress(b"1,2,3\n" * 1000))
+  assert len(read_table(str(path), COLUMNS)) == 1000
+  path.write_bytes(path.read_bytes()[:-20])
+  with pytest.raises(UserError, match=r"rows\.csv\.gz: not a table"):
+    read_table(str(path), COLUMNS)
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path):
+  path = tmp_path / "rows.csv"
+  path.write_bytes(bytes(range(128, 256)) * 10)
+  with pytest.raises(UserError, match=r"rows\.csv: not a table"):
+    read_table(str(path), COLUMNS)
+
+
+def test_plain_files_are_read_as_all_others_are(tmp_path):
+  rng = np.random.default_rng()
+  values = (
+    "",
+    " ",
+    "NA",
+    "?",
+    "007",
+    "7",
+    " 7 ",
+    "-1.50",
+    "Zoë ",
+    "a b",
+    "nan",
+    "None",
+    "\t",
+    "1e5",
+  )
+  lines = [",".join(row) for row in rng.choice(values, (500, 3))]
+  for header, end in (("", ""), ("job,income,age\n", "\n")):
+    text = header + "\n".join(lines) + end
+    path = tmp_path / "rows.csv"
+    path.write_text(text)
+    packed = tmp_path / "rows.csv.gz"
+    packed.write_bytes(gzip.compress(text.encode()))
+    plain, other = read_table(str(path), COLUMNS), read_table(str(packed), COLUMNS)
+    assert plain.index.tolist() == other.index.tolist()
+    assert plain.astype(object).equals(other.astype(object))
+    assert len(plain) == 500
+
+
+def test_a_failed_write_leaves_only_the_old_file(tmp_path):
+  path = tmp_path / "out.txt"
+  write_atomically(str(path), "first")
+  with pytest.raises(TypeError):
+    write_atomically(str(path), 5)
+  assert path.read_text() == "first"
+  assert os.listdir(tmp_path) == ["out.txt"]

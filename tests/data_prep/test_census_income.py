@@ -1,0 +1,116 @@
+"""Preparation: the demo's rows, complete or absent, and no other folder changed."""
+
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from data_prep import census_income, fitting
+from mmoe_jax import data
+from mmoe_jax.data.tables import read_table
+from mmoe_jax.errors import UserError
+from tests import census_rows, reference
+
+
+def test_columns_are_the_42_of_the_names_file_each_with_one_use():
+  assert len(census_income.COLUMNS) == len(set(census_income.COLUMNS)) == 42
+  assert len(census_income.CATEGORIES) == 33
+  uses = (*census_income.CATEGORIES, *census_income.NUMBERS, "instance_weight", "income_50k")
+  assert sorted(uses) == sorted(census_income.COLUMNS)
+
+
+def test_validation_rows_are_the_demos(prepared, raw):
+  table = pd.read_csv(raw[1], header=None)
+  validation = table.sample(frac=0.5, replace=False, random_state=1)
+  rows = {s: np.load(os.path.join(prepared, s, "rows.npy")) for s in ("validation", "test")}
+  assert set(rows["validation"]) == set(validation.index)
+  assert set(rows["test"]) == set(table.drop(validation.index).index)
+
+
+def test_preparing_again_replaces_prepared_data_only(raw, tmp_path):
+  out = tmp_path / "out"
+  census_income.prepare(*raw, str(out))
+  census_income.prepare(*raw, str(out), max_bins=8)
+  assert "bins" in (out / "schema.json").read_text()
+  (out / "notes.txt").write_text("on these very arrays")
+  with pytest.raises(UserError, match="exists and is not prepared data"):
+    census_income.prepare(*raw, str(out))
+  assert (out / "notes.txt").exists()
+  (out / "notes.txt").unlink()
+  precious = tmp_path / "precious"
+  precious.mkdir()
+  (precious / "thesis.tex").write_text("years of work")
+  with pytest.raises(UserError, match="exists and is not prepared data"):
+    census_income.prepare(*raw, str(precious))
+  assert os.listdir(precious) == ["thesis.tex"]
+  assert sorted(os.listdir(tmp_path)) == ["out", "precious"]
+
+
+def test_a_failure_leaves_only_the_earlier_data(raw, tmp_path):
+  out = tmp_path / "out"
+  census_income.prepare(*raw, str(out))
+  before = sorted(os.listdir(out))
+  rows = census_rows.make(50, 3)
+  rows[20][0] = "forty"
+  broken = census_rows.write(str(tmp_path / "broken"), rows)
+  with pytest.raises(UserError, match="line 21, column 'age': 'forty'"):
+    census_income.prepare(raw[0], broken, str(out))
+  assert sorted(os.listdir(out)) == before
+  assert sorted(os.listdir(tmp_path)) == ["broken", "out"]
+
+
+def test_too_few_rows_for_a_split_are_named(raw, tmp_path):
+  single = census_rows.write(str(tmp_path / "one"), census_rows.make(1, 3))
+  with pytest.raises(UserError, match="validation split is empty"):
+    census_income.prepare(raw[0], single, str(tmp_path / "out"))
+  assert not (tmp_path / "out").exists()
+
+
+def test_summary_has_rows_positives_and_sizes(raw, tmp_path):
+  schema = census_income.prepare(*raw, str(tmp_path / "out"))
+  text = census_income.summary(schema, "DIR")
+  positives = (read_table(raw[0], census_income.COLUMNS)["income_50k"] == "50000+.").sum()
+  assert "2,003" in text
+  assert f"{positives:,}" in text
+  assert "DIR" in text
+
+
+def test_labels_come_from_train_rows_that_have_them():
+  rows = [["", "2"], ["a", ""], ["b", "4"], ["b", "6"]]
+  frame = pd.DataFrame(rows, columns=["word", "size"], index=range(1, 5))
+  binary = fitting.fit_task(data.Task("t", "word", ("a",)), frame)
+  assert (binary.positive, binary.negative) == (("a",), ("b",))
+  assert fitting.fit_task(data.Task("t", "word", kind="multiclass"), frame).classes == ("a", "b")
+  size = fitting.fit_task(data.Task("t", "size", kind="regression"), frame)
+  assert (size.mean, size.std) == (pytest.approx(4), pytest.approx(np.std([2, 4, 6])))
+  for task in (
+    data.Task("t", "word", kind="multiclass"),
+    data.Task("t", "size", kind="regression"),
+  ):
+    with pytest.raises(UserError, match="task t: all train rows have the same"):
+      fitting.fit_task(task, frame.iloc[[2, 2]])
+  with pytest.raises(UserError, match="task t: no train row has word 'z'"):
+    fitting.fit_task(data.Task("t", "word", ("z",)), frame)
+
+
+def test_bins_give_heavy_values_their_own_and_share_out_the_rest():
+  rng = reference.fresh_rng()
+  x = np.where(rng.random(100_000) < 0.96, 0, rng.integers(1, 100_000, 100_000)).astype(float)
+  edges = fitting.bin_edges(x, 64)
+  assert edges[0] == 0
+  assert 50 <= len(edges) <= 64
+  counts = np.bincount(np.searchsorted(edges, x, side="right"))[2:]
+  assert counts.max() < 2 * counts.mean()
+
+
+@pytest.mark.parametrize("max_bins", [1, 2, 5, 64, 255])
+def test_there_are_never_more_bins_than_asked_for(max_bins):
+  rng = reference.fresh_rng()
+  few = np.repeat([0, 1, 2, 3], [20, 60, 20, 2])
+  draws = (few, rng.integers(0, 91, 5000), rng.zipf(1.5, 5000), rng.normal(size=5000), np.zeros(9))
+  for x in draws:
+    edges = fitting.bin_edges(x.astype(float), max_bins)
+    assert 1 <= len(edges) <= max_bins
+    assert edges[0] == x.min()
+    assert (np.diff(edges) > 0).all()

@@ -1,0 +1,36 @@
+"""FeatureEmbedding against NumPy."""
+
+import jax
+import numpy as np
+import pytest
+
+from mmoe_jax.models.embedding import FeatureEmbedding
+from tests import reference
+
+KEY = jax.random.key(0)
+
+
+def random_features(rng, sizes, rows, numbers):
+  ids = np.stack([rng.integers(0, size, rows) for size in sizes], 1).astype(np.uint8)
+  return {"ids": ids, "numeric": rng.normal(size=(rows, numbers)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("dims", [(4, 4, 4), (2, 8, 2), (1, 2, 3)])
+def test_embedding_looks_up_each_features_own_rows(dims):
+  rng = reference.fresh_rng()
+  sizes = (3, 200, 7)
+  features = random_features(rng, sizes, 50, 2)
+  module = FeatureEmbedding(sizes, dims)
+  variables = module.init(KEY, features, False)
+  out = module.apply(variables, features, False)
+  tables = jax.tree.map(np.asarray, variables["params"])
+  expected = reference.embed(tables, sizes, dims, features["ids"], features["numeric"])
+  np.testing.assert_array_equal(out, expected)
+
+
+def test_embedding_of_unknown_values_starts_at_zero_and_of_no_other():
+  sizes = (3, 5)
+  module = FeatureEmbedding(sizes, (4, 4))
+  blank = {"ids": np.zeros((1, 2), np.uint8), "numeric": np.zeros((1, 0), np.float32)}
+  table = module.init(KEY, blank, False)["params"]["table_4"]
+  np.testing.assert_array_equal((table == 0).all(1), [True, False, False] + [True] + [False] * 4)
