@@ -187,13 +187,14 @@ def _difference(
   scores: Mapping[str, np.ndarray],
   labels_NxT: np.ndarray,
 ) -> dict[str, float | None]:
-  names = ("difference", "difference_half", "difference_half_seeds", "difference_half_rows")
+  names = ("value", "half", "half_seeds", "half_rows", "p")
+  keys = ["difference", *(f"difference_{name}" for name in names[1:])]
   if method == BASELINE or BASELINE not in aucs:
-    return dict.fromkeys(names)
+    return dict.fromkeys(keys)
   difference_M = aucs[method] - aucs[BASELINE]
   seeds = np.flatnonzero(np.isfinite(difference_M))
   if not len(seeds):
-    return dict.fromkeys(names)
+    return dict.fromkeys(keys)
   pair = [placed[method], placed[BASELINE]]
   if len(seeds) < len(difference_M):
     pair = [
@@ -201,8 +202,7 @@ def _difference(
       for m in (method, BASELINE)
     ]
   found = statistics.over_seeds(difference_M[seeds], statistics.auc_variances(*pair))
-  values = (found.value, found.half, found.half_seeds, found.half_rows)
-  return dict(zip(names, values, strict=True))
+  return {key: getattr(found, name) for key, name in zip(keys, names, strict=True)}
 
 
 def draw(group: str, rows: Sequence[Mapping[str, Any]], seeds: Mapping, out: str) -> list[str]:

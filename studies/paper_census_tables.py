@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmoe_jax.evaluation import tables
-from studies import published
+from studies import published, statistics
 
 BASELINE = "mmoe"
 
@@ -16,6 +16,7 @@ def format_tables(rows: Sequence[Mapping[str, Any]], untuned: Sequence[str] = ()
     rows: result of paper_census.summarise, of one or more groups.
     untuned: methods that were trained with the config's settings.
   """
+  rows = _with_significance(rows)
   parts = []
   for group in dict.fromkeys(r["group"] for r in rows):
     of_group = [r for r in rows if r["group"] == group]
@@ -25,6 +26,19 @@ def format_tables(rows: Sequence[Mapping[str, Any]], untuned: Sequence[str] = ()
       parts += [f"#### {group}, {task}", _detail([r for r in of_group if r["task"] == task])]
   parts.append(_explanation(rows, untuned))
   return "\n\n".join(parts) + "\n"
+
+
+def _with_significance(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Adds `significant`: the difference has an adjusted p-value below 0.05."""
+  compared = [r["difference_p"] is not None for r in rows]
+  adjusted = iter(
+    statistics.holm([r["difference_p"] for r in rows if r["difference_p"] is not None])
+  )
+  alpha = 1 - statistics.LEVEL
+  return [
+    {**r, "significant": is_compared and bool(next(adjusted) < alpha)}
+    for r, is_compared in zip(rows, compared, strict=True)
+  ]
 
 
 def _overview(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> str:
@@ -70,21 +84,20 @@ def _mean(row: Mapping[str, Any]) -> str:
 def _gap(row: Mapping[str, Any]) -> str:
   if row["difference"] is None:
     return tables.DASH
-  half = row["difference_half"]
-  text = tables.signed(row["difference"], 5) + tables.plus_minus(half, 5)
-  # Bold if the interval excludes zero.
-  return f"**{text}**" if half is not None and abs(row["difference"]) > half else text
+  text = tables.signed(row["difference"], 5) + tables.plus_minus(row["difference_half"], 5)
+  return f"**{text}**" if row["significant"] else text
 
 
 def _explanation(rows: Sequence[Mapping[str, Any]], untuned: Sequence[str]) -> str:
   seeds = sorted({r["seeds"] + r["diverged"] for r in rows})
+  comparisons = sum(r["difference_p"] is not None for r in rows)
   text = (
     f"Test AUC of {' or '.join(map(str, seeds))} seeds per method: the mean over seeds, and the "
     "half width of its 95 % interval over seeds and test rows (DeLong's variance over rows); "
     "`seeds only` is the interval for fixed rows. "
     f"`{tables.MINUS} {BASELINE}` is the difference to {BASELINE}, paired by seed and by row, "
-    "with the same two intervals; it is bold if the first "
-    "interval excludes zero, without a correction for multiple comparisons. `at best validation` "
+    "with the same two intervals; it is bold if it differs from zero at the level 0.05 over all "
+    f"{comparisons} differences (Holm's correction; seeds and rows). `at best validation` "
     "is the seed with the best validation metric, `best` the best of all. The paper's columns: "
     f"{published.MA_2018}, on another split, 400 trainings."
   )

@@ -28,6 +28,8 @@ class Estimate(NamedTuple):
     half_seeds: half width of the interval over seeds alone, rows fixed; None for one seed.
     half_rows: half width of the interval over rows alone, seeds fixed; None without rows.
     half: half width of the interval over both; None if either is.
+    p: p-value of a mean of zero, over both; below 0.05 if and only if `half`, of the level 95 %,
+      is below the mean's magnitude. None if `half` is.
   """
 
   value: float
@@ -35,6 +37,7 @@ class Estimate(NamedTuple):
   half_seeds: float | None
   half_rows: float | None
   half: float | None
+  p: float | None
 
 
 class Placements(NamedTuple):
@@ -79,11 +82,54 @@ def half_interval(variances: Sequence[Variance], level: float = LEVEL) -> float:
     Satterthwaite: An Approximate Distribution of Estimates of Variance Components. Biometrics
     Bulletin 2(6), 1946.
   """
+  total = _sum(variances)
+  return float(stats.t.ppf((1 + level) / 2, total.freedom) * np.sqrt(total.value))
+
+
+def p_value(value: float, variances: Sequence[Variance]) -> float:
+  """Computes the two-sided p-value of a mean of zero, of the same test as `half_interval`.
+
+  Args:
+    value: the mean.
+    variances: variance of the mean from each source; with none of them, a mean of zero has the
+      p-value 1 and any other 0.
+  """
+  total = _sum(variances)
+  if total.value == 0:
+    return float(value == 0)
+  return float(2 * stats.t.sf(abs(value) / np.sqrt(total.value), total.freedom))
+
+
+def holm(p_values_C: Sequence[float]) -> np.ndarray:
+  """Adjusts p-values of C comparisons, so that each may be compared with one level.
+
+  Sorted from the smallest, the i-th is multiplied by C − i + 1, and is at least the one before.
+  The probability of any false rejection is at most the level, whatever the comparisons' dependence.
+
+  Args:
+    p_values_C: p-values in any order.
+
+  Returns:
+    The adjusted p-values, in the same order.
+
+  References:
+    Holm: A Simple Sequentially Rejective Multiple Test Procedure. Scandinavian Journal of
+    Statistics 6(2), 1979.
+  """
+  p_values_C = np.asarray(p_values_C, np.float64)
+  order_C = np.argsort(p_values_C, kind="stable")
+  factors_C = np.arange(len(p_values_C), 0, -1)
+  adjusted_C = np.empty_like(p_values_C)
+  adjusted_C[order_C] = np.minimum(1, np.maximum.accumulate(factors_C * p_values_C[order_C]))
+  return adjusted_C
+
+
+def _sum(variances: Sequence[Variance]) -> Variance:
+  """Adds variances; degrees of freedom by Welch and Satterthwaite."""
   total = sum(v.value for v in variances)
   if total == 0:
-    return 0.0
-  freedom = total**2 / sum(v.value**2 / v.freedom for v in variances)
-  return float(stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(total))
+    return Variance(0.0, 1.0)
+  return Variance(total, total**2 / sum(v.value**2 / v.freedom for v in variances))
 
 
 def seed_variance(values_M: np.ndarray) -> Variance | None:
@@ -112,11 +158,13 @@ def over_seeds(
   seeds = seed_variance(values_M)
   half_seeds = half_interval([seeds], level) if seeds else None
   half_rows = half_interval(rows, level) if rows else None
-  half = None
+  mean, half, p = float(values_M.mean()), None, None
   if seeds and rows:
-    half = max(half_interval([seeds, *rows], level), half_seeds, half_rows)
+    sources = ([seeds, *rows], [seeds], rows)
+    half = max(half_interval(s, level) for s in sources)
+    p = max(p_value(mean, s) for s in sources)
   std = float(values_M.std(ddof=1)) if seeds else None
-  return Estimate(float(values_M.mean()), std, half_seeds, half_rows, half)
+  return Estimate(mean, std, half_seeds, half_rows, half, p)
 
 
 # ---- AUC over rows ---------------------------------------------------------------------------

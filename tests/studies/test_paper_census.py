@@ -68,7 +68,10 @@ def test_rows_of_the_table_equal_scikit_learn_and_scipy():
     half = scipy.stats.t.ppf(0.975, freedom) * np.sqrt(total)
     half = max(half, bottom["difference_half_seeds"], bottom["difference_half_rows"])
     assert bottom["difference_half"] == pytest.approx(half)
-    assert mmoe["difference"] is None
+    assert (bottom["difference_p"] < 0.05) == (half < abs(bottom["difference"]))
+    from_test = 2 * scipy.stats.t.sf(abs(bottom["difference"]) / np.sqrt(total), freedom)
+    assert bottom["difference_p"] >= from_test * (1 - 1e-9)
+    assert mmoe["difference"] is mmoe["difference_p"] is None
     assert bottom["paper_mean"] == published.CENSUS["group1"]["shared_bottom"][t].mean
 
 
@@ -103,6 +106,25 @@ def test_logits_of_another_population_are_refused():
     paper_census.summarise("group1", populations, scores, labels_NxT)
 
 
+def test_bold_differences_are_corrected_for_the_number_of_comparisons():
+  rng = reference.fresh_rng()
+  labels_NxT = (rng.random((300, 2)) < 0.4).astype(float)
+  bottom, mmoe = paper_census.summarise("group1", *populations_of(rng, labels_NxT, 5), labels_NxT)[
+    :2
+  ]
+  rows = [
+    mmoe,
+    *({**bottom, "method": f"m{i}", "difference_p": p} for i, p in enumerate((0.001, 0.02, 0.04))),
+  ]
+  bold = [line for line in paper_census.format_tables(rows).splitlines() if "**" in line]
+  # 0.001 * 3 and 0.02 * 2 are below 0.05; 0.04 alone as well, after both.
+  assert {line.split("|")[1].strip() for line in bold} == {"m0", "m1", "m2"}
+  rows[2]["difference_p"] = 0.03
+  bold = [line for line in paper_census.format_tables(rows).splitlines() if "**" in line]
+  assert {line.split("|")[1].strip() for line in bold} == {"m0"}
+  assert "over all 3 differences (Holm's correction" in paper_census.format_tables(rows)
+
+
 def study(prepared, out, **settings):
   arguments = {"seeds": 3, "epochs": 2, "methods": ("shared_bottom", "mmoe")} | settings
   groups = arguments.pop("groups", ("group1",))
@@ -124,7 +146,7 @@ def test_a_study_writes_tables_and_plots_and_resumes(prepared, fake_training, tm
     assert [float(r["mean"]) for r in csv.DictReader(file)] == [r["mean"] for r in rows]
   text = (tmp_path / "table.md").read_text(encoding="utf-8")
   assert "### group1: income_50k and marital_stat" in text
-  # Far apart, so that the interval excludes zero.
+  # Far apart, so that the difference is significant.
   assert any("shared_bottom" in line and "**" in line for line in text.splitlines())
   assert "without search: shared_bottom (group1), mmoe (group1)" in text
   for name in ("census_group1.png", "census_group1_differences.png"):

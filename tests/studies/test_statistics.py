@@ -144,14 +144,49 @@ def test_two_sources_of_equal_weight_equal_welchs_interval():
   assert half == pytest.approx((interval.high - interval.low) / 2)
 
 
+def test_p_values_equal_scipys_and_agree_with_the_interval():
+  rng = reference.fresh_rng()
+  a, b = rng.normal(size=6), 3 * rng.normal(size=11) + 0.5
+  welch = scipy.stats.ttest_ind(a, b, equal_var=False)
+  sources = [statistics.seed_variance(a), statistics.seed_variance(b)]
+  assert statistics.p_value(a.mean() - b.mean(), sources) == pytest.approx(welch.pvalue)
+  # At the end of the interval of level 1 - p the mean is as large as its half width.
+  level = 1 - welch.pvalue
+  assert statistics.half_interval(sources, level) == pytest.approx(abs(a.mean() - b.mean()))
+  for shift in (0.0, 0.6, 3.0):
+    found = statistics.over_seeds(a + shift, [statistics.Variance(0.1, 50)])
+    assert (found.p < 0.05) == (found.half < abs(found.value))
+  assert statistics.p_value(0.0, []) == 1
+  assert statistics.p_value(-1e-9, []) == 0
+
+
+def test_holm_by_hand():
+  # 0.01 * 4, 0.013 * 3 (raised to the one before), 0.03 * 2, 0.5.
+  found = statistics.holm([0.5, 0.013, 0.01, 0.03])
+  np.testing.assert_allclose(found, [0.5, 0.04, 0.04, 0.06])
+  np.testing.assert_allclose(statistics.holm([0.9, 0.6]), [1, 1])
+  assert statistics.holm([]).shape == (0,)
+
+
+def test_holm_rejects_what_stepping_down_rejects():
+  p_values = reference.fresh_rng().random(30) ** 4
+  order = np.argsort(p_values)
+  passed = p_values[order] <= 0.05 / np.arange(30, 0, -1)
+  rejected = order[: 30 if passed.all() else int(passed.argmin())]
+  np.testing.assert_array_equal(
+    np.flatnonzero(statistics.holm(p_values) <= 0.05), np.sort(rejected)
+  )
+
+
 def test_one_seed_and_no_variance():
   alone = statistics.over_seeds([0.5], [statistics.Variance(1e-4, 99)])
   assert alone.value == 0.5
-  assert alone.std is alone.half_seeds is alone.half is None
+  assert alone.std is alone.half_seeds is alone.half is alone.p is None
   assert alone.half_rows == pytest.approx(scipy.stats.t.ppf(0.975, 99) * 1e-2)
   # A method against itself.
   nothing = statistics.over_seeds(np.zeros(3), [statistics.Variance(0.0, 9)])
   assert nothing.half == nothing.half_seeds == 0
+  assert nothing.p == 1
   with pytest.raises(UserError, match="no seed"):
     statistics.over_seeds([])
 
