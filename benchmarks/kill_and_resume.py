@@ -17,7 +17,7 @@ import time
 from absl import flags
 
 from mmoe_jax import errors
-from mmoe_jax.workdir import checkpoint
+from mmoe_jax.workdir import checkpoint, contract
 
 
 def _start(workdir: str) -> subprocess.Popen:
@@ -52,7 +52,9 @@ def main(argv: list[str]) -> None:
     folder = os.path.join(killed, "checkpoints")
     found = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     print(f"kill {i + 1} after {wait:.1f} s; checkpoints: {', '.join(found) or 'none'}", flush=True)
-  errors.require(checkpoint.exists(killed), "no kill followed a checkpoint; use another --seed")
+  errors.require(
+    bool(contract.saved_epochs(killed)), "no kill followed a checkpoint; use another --seed"
+  )
   _finish(killed)
   a, b = checkpoint.read_arrays(whole), checkpoint.read_arrays(killed)
   errors.require(a.keys() == b.keys(), "the checkpoints contain different arrays")

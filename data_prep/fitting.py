@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +15,8 @@ import pandas as pd
 
 from mmoe_jax import data, errors
 from mmoe_jax.data.tables import parse_numbers
+
+_STORED = ("ids", "numbers", "labels", "weights", "rows")  # Arrays of a split.
 
 
 def fit(
@@ -126,27 +130,69 @@ def replace_folder(out: str) -> Iterator[str]:
   """
   errors.require(bool(out), "--out is empty: must be a folder")
   out = os.path.abspath(out)
-  old = f"{out}.old"
-  if os.path.exists(old) and not os.path.exists(out):
-    os.rename(old, out)  # An earlier preparation was killed between its last two renames.
-  if os.path.exists(out):
-    # A mistyped --out must not delete a user's folder.
-    is_prepared = os.path.isdir(out) and set(os.listdir(out)) <= {data.SCHEMA_FILE, *data.SPLITS}
-    errors.require(is_prepared, f"{out}: exists and is not prepared data; use another --out")
-  os.makedirs(os.path.dirname(out), exist_ok=True)
-  tmp_path = tempfile.mkdtemp(dir=os.path.dirname(out), prefix=f".{os.path.basename(out)}-")
+  parent, name = os.path.split(out)
+  if os.path.lexists(out):
+    _require_replaceable(out)
+  os.makedirs(parent, exist_ok=True)
+  _clean_up(parent, name)
+  tmp_path = tempfile.mkdtemp(dir=parent, prefix=f".{name}-", suffix=".new")
   try:
-    yield tmp_path
+    with _in_use(tmp_path):
+      yield tmp_path
     os.chmod(tmp_path, 0o777 & ~_umask())  # mkdtemp makes it readable for its owner only.
-    if os.path.exists(out):
-      shutil.rmtree(old, ignore_errors=True)
-      os.rename(out, old)
-      os.rename(tmp_path, out)
-      shutil.rmtree(old)
+    if os.path.lexists(out):
+      _require_replaceable(out)  # Files may have been added during the preparation.
+      # A folder that only this process uses; after a kill, `_clean_up` moves the data back.
+      before = tempfile.mkdtemp(dir=parent, prefix=f".{name}-", suffix=".before")
+      with _in_use(before):
+        os.rename(out, os.path.join(before, name))
+        os.rename(tmp_path, out)
+        shutil.rmtree(before)
     else:
       os.rename(tmp_path, out)
   finally:
     shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _in_use(folder: str) -> Iterator[None]:
+  """Marks a temporary folder as used by this process; the system removes the mark at its end."""
+  number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+  try:
+    fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    yield
+  finally:
+    os.close(number)
+
+
+def _clean_up(parent: str, name: str) -> None:
+  """Removes temporary folders of killed preparations of `name`; earlier data in them returns."""
+  pattern = re.compile(rf"\.{re.escape(name)}-[a-z0-9_]{{8}}\.(new|before)")
+  for entry in filter(pattern.fullmatch, os.listdir(parent)):
+    path = os.path.join(parent, entry)
+    with contextlib.suppress(OSError), _in_use(path):  # In use by another process, or not ours.
+      earlier = os.path.join(path, name)
+      if os.path.isdir(earlier) and not os.path.lexists(os.path.join(parent, name)):
+        os.rename(earlier, os.path.join(parent, name))
+      shutil.rmtree(path)
+
+
+def _require_replaceable(out: str) -> None:
+  """Raises UserError unless a folder contains prepared data and nothing else."""
+  files = {f"{split}/{field}.npy" for split in data.SPLITS for field in _STORED}
+  known = {*files, *data.SPLITS, data.SCHEMA_FILE, data.MANIFEST}
+  found = []
+  if os.path.isdir(out) and not os.path.islink(out):
+    for folder, folders, names in os.walk(out):
+      found += [os.path.relpath(os.path.join(folder, n), out) for n in [*folders, *names]]
+  is_prepared = data.SCHEMA_FILE in found or not found
+  others = sorted(set(found) - known)
+  errors.require(
+    os.path.isdir(out) and not os.path.islink(out) and is_prepared and not others,
+    f"{out}: exists and is not a folder of prepared data alone"
+    + (f" (it contains {others[0]})" if others else "")
+    + "; use another --out",
+  )
 
 
 def _umask() -> int:
@@ -170,16 +216,12 @@ def store(encoded: data.EncodedRows, rows: np.ndarray, directory: str) -> int:
   numbers = encoded.numbers
   if np.all((numbers >= 0) & (numbers == np.floor(numbers))):
     numbers = numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))))
-  fields = {
-    "ids": encoded.ids,
-    "numbers": numbers,
-    "labels": encoded.labels,
-    "weights": encoded.weights,
-    "rows": rows.astype(np.min_scalar_type(int(rows.max(initial=0)))),
-  }
-  for name, array in fields.items():
-    np.save(os.path.join(directory, f"{name}.npy"), array)
-  return sum(os.path.getsize(os.path.join(directory, f"{name}.npy")) for name in fields)
+  rows = rows.astype(np.min_scalar_type(int(rows.max(initial=0))))
+  arrays = (encoded.ids, numbers, encoded.labels, encoded.weights, rows)
+  paths = [os.path.join(directory, f"{field}.npy") for field in _STORED]
+  for path, array in zip(paths, arrays, strict=True):
+    np.save(path, array)
+  return sum(map(os.path.getsize, paths))
 
 
 def store_splits(
@@ -203,6 +245,7 @@ def store_splits(
     counts[split] = {**count(schema, encoded.labels), "bytes": size}
   schema = dataclasses.replace(schema, counts=counts)
   data.save_schema(schema, os.path.join(directory, data.SCHEMA_FILE))
+  data.write_manifest(directory)
   return schema
 
 

@@ -167,6 +167,7 @@ def prepare(
       counts[name] = {**fitting.count(schema, split.labels), "bytes": size}
     schema = dataclasses.replace(schema, counts=counts)
     data.save_schema(schema, os.path.join(tmp_path, data.SCHEMA_FILE))
+    data.write_manifest(tmp_path)
   return schema
 
 

@@ -4,6 +4,8 @@ import contextlib
 import json
 import math
 import os
+import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -64,11 +66,32 @@ def nan_to_none(tree: Any) -> Any:
 
 @contextlib.contextmanager
 def _replacing(path: str) -> Iterator[str]:
-  """Yields a temporary path; the file there replaces `path` unless an error is raised."""
-  tmp_path = f"{path}.{os.getpid()}.part"
+  """Yields a temporary path; the file there replaces `path` unless an error is raised.
+
+  A link is followed. Devices and pipes are not replaced: the content is written into them.
+  """
+  path = os.path.realpath(path)
+  if os.path.exists(path) and not os.path.isfile(path):
+    yield path
+    return
+  # An unpredictable name, and a file that did not exist.
+  number, tmp_path = tempfile.mkstemp(
+    dir=os.path.dirname(path), prefix=f".{os.path.basename(path)[:200]}-", suffix=".part"
+  )
   try:
+    os.fchmod(number, _mode(path))
+    os.close(number)
     yield tmp_path
     os.replace(tmp_path, path)
   finally:
     if os.path.exists(tmp_path):
       os.remove(tmp_path)
+
+
+def _mode(path: str) -> int:
+  """Returns the permissions of a file, or those that a new one would have."""
+  with contextlib.suppress(FileNotFoundError):
+    return stat.S_IMODE(os.stat(path).st_mode)
+  mask = os.umask(0)
+  os.umask(mask)
+  return 0o666 & ~mask

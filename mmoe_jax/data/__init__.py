@@ -1,7 +1,8 @@
 """Data: schema, encoding, reading of tables, loading of prepared arrays. No JAX."""
 
 from mmoe_jax.data.encoding import encode, to_features
-from mmoe_jax.data.loading import SCHEMA_FILE, SPLITS, StoredSplit, load, memory_budget
+from mmoe_jax.data.loading import SCHEMA_FILE, SPLITS, StoredSplit, load, memory_budget, verify
+from mmoe_jax.data.manifest import MANIFEST, write_manifest
 from mmoe_jax.data.schema import (
   KINDS,
   TRANSFORMS,
@@ -20,6 +21,7 @@ from mmoe_jax.data.storage import FORMAT_VERSION, restore_schema, save_schema
 __all__ = [
   "FORMAT_VERSION",
   "KINDS",
+  "MANIFEST",
   "NUMERIC_FORMS",
   "SCHEMA_FILE",
   "SPLITS",
@@ -41,4 +43,6 @@ __all__ = [
   "save_schema",
   "select",
   "to_features",
+  "verify",
+  "write_manifest",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mmoe_jax.data import manifest
 from mmoe_jax.data.encoding import cross_ids, id_dtype, stack, to_features
 from mmoe_jax.data.schema import EncodedRows, Schema, Split, Task
 from mmoe_jax.data.selection import add_crosses, select
@@ -101,13 +102,8 @@ def load(
     UserError: if there is no prepared data, a file is broken, a split is empty, or crosses are
       requested for rows that stay on disk.
   """
-  path = os.path.join(directory, SCHEMA_FILE)
-  require(
-    os.path.exists(path),
-    f"{directory}: contains no prepared data; run: python -m data_prep.census_income --out "
-    f"{directory} (or data_prep.synthetic, for that data)",
-  )
-  full = restore_schema(path)
+  _require_prepared(directory)
+  full = restore_schema(os.path.join(directory, SCHEMA_FILE))
   stored = {name: _load_arrays(directory, name, full) for name in SPLITS}
   schema = select(full, tasks, protocol, numeric, exclude)
   train = StoredSplit(os.path.join(directory, "train"), full, schema)
@@ -135,6 +131,25 @@ def load(
     }
     splits[name] = Split(to_features(schema, rows), rows.labels, rows.weights, slices)
   return schema, splits
+
+
+def verify(directory: str) -> str:
+  """Verifies the files of prepared data that `load` reads; see manifest.verify.
+
+  Returns:
+    A digest that identifies the data.
+  """
+  _require_prepared(directory)
+  arrays = [f"{split}/{field}.npy" for split in SPLITS for field in _FIELDS]
+  return manifest.verify(directory, [SCHEMA_FILE, *arrays])
+
+
+def _require_prepared(directory: str) -> None:
+  require(
+    os.path.exists(os.path.join(directory, SCHEMA_FILE)),
+    f"{directory}: contains no prepared data; run: python -m data_prep.census_income --out "
+    f"{directory} (or data_prep.synthetic, for that data)",
+  )
 
 
 def memory_budget(memory_gib: float) -> float:
@@ -180,20 +195,25 @@ def _load_arrays(directory: str, split: str, schema: Schema) -> EncodedRows:
 
 
 def _fits_schema(folder: str, arrays: dict[str, np.ndarray], schema: Schema) -> bool:
-  """Returns whether widths, ids, labels and weights are possible under the schema."""
+  """Returns whether widths, ids, numbers, labels and weights are possible under the schema."""
   sizes = np.array([f.size for f in schema.id_features])
   widths = {"ids": len(sizes), "numbers": len(schema.numeric), "labels": len(schema.tasks)}
   if any(arrays[field].shape[1] != width for field, width in widths.items()):
     return False
+  # Logarithms are taken of amounts of at least 0.
+  least = np.array([0.0 if n.transform == "log1p" else -np.inf for n in schema.numeric])
   for start in range(0, len(arrays["ids"]), _CHUNK):
     # Opened for each chunk, so that its pages do not stay in this process's memory.
-    chunk = {k: _open(folder, k)[start : start + _CHUNK] for k in ("ids", "labels", "weights")}
+    chunk = {field: _open(folder, field)[start : start + _CHUNK] for field in _FIELDS}
     labels_fit = all(
       _labels_fit(chunk["labels"][:, t], task) for t, task in enumerate(schema.tasks)
     )
     # Models do not check ids, so an id beyond its table must be found here.
     ids_fit = bool((chunk["ids"].max(0) < sizes).all())
-    if not (labels_fit and ids_fit and np.isfinite(chunk["weights"]).all()):
+    weights = chunk["weights"]
+    weights_fit = bool((np.isfinite(weights) & (weights >= 0)).all())
+    numbers_fit = bool((np.isfinite(chunk["numbers"]) & (chunk["numbers"] >= least)).all())
+    if not (labels_fit and ids_fit and weights_fit and numbers_fit):
       return False
   return True
 
@@ -209,9 +229,13 @@ def _labels_fit(labels: np.ndarray, task: Task) -> bool:
 def _open(directory: str, field: str) -> np.ndarray:
   path = os.path.join(directory, f"{field}.npy")
   try:
-    return np.load(path, mmap_mode="r")
-  except (ValueError, EOFError) as error:
+    array = np.load(path, mmap_mode="r")
+  except (ValueError, EOFError, OverflowError, SyntaxError, TypeError, MemoryError) as error:
     raise UserError(f"{path}: broken array ({error}); prepare the data again") from error
+  # NumPy opens archives of arrays by the same function.
+  is_usable = isinstance(array, np.ndarray) and array.dtype.isnative
+  require(is_usable, f"{path}: not an array of this machine's byte order; prepare the data again")
+  return array
 
 
 def _read_rows(directory: str, field: str, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -238,7 +262,7 @@ def _read_rows(directory: str, field: str, ranges: Sequence[tuple[int, int]]) ->
 def _load_numbers(
   directory: str, split: str, schema: Schema, columns: Sequence[str]
 ) -> list[np.ndarray]:
-  numbers = np.load(os.path.join(directory, split, "numbers.npy"), mmap_mode="r")
+  numbers = _open(os.path.join(directory, split), "numbers")
   names = [n.name for n in schema.numeric]
   return [numbers[:, names.index(column)] for column in columns]
 

@@ -83,7 +83,7 @@ def measure_gates(
     "warnings": gate_statistics.collapsed(whole, tasks),
     "all": gate_statistics.scalars(whole, tasks),
     "by": {column: _measure_groups(gates_TxNxE, masks, tasks) for column, masks in groups.items()},
-    "by_epoch": _read_epochs(workdir, tasks, experts, member),
+    "by_epoch": _read_epochs(workdir, tasks, experts, predictor, member),
   }
 
 
@@ -197,12 +197,13 @@ def _measure_groups(
 
 
 def _read_epochs(
-  workdir: str, tasks: Sequence[str], experts: int, member: int | None
+  workdir: str, tasks: Sequence[str], experts: int, predictor: Predictor, member: int | None
 ) -> list[dict[str, Any]]:
   """Returns the epochs of metrics.jsonl that have the gates of all tasks."""
   needed = {f"{PREFIX}{t}/effective_experts" for t in tasks}
   needed |= {f"{PREFIX}{t}/expert_{e}" for t in tasks for e in range(experts)}
   needed |= {similarity_name(a, b) for a, b in itertools.combinations(tasks, 2)}
+  logs.verify_metrics(workdir, logs.read_metrics(workdir, predictor.epoch), predictor.log)
   records = logs.read_metrics(workdir)
   if member is not None:
     records = [{"epoch": r["epoch"], **logs.of_member(r, member)} for r in records]

@@ -1,5 +1,6 @@
 """Predictor: scores of raw rows by the best variables of a run."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ class Predictor:
     schema: the schema that the run encodes with.
     model: the model.
     variables: its best variables.
+    epoch: epoch of the checkpoint.
+    log: digest of its records, see checkpoint.Restored.
   """
 
   def __init__(self, workdir: str, member: int | None = None):
@@ -31,6 +34,7 @@ class Predictor:
     Raises:
       UserError: if the work directory contains no such run.
     """
+    belongs_to = contract.digests_of(workdir)
     config = ConfigDict(contract.read_config(workdir))
     members = len(config.get(contract.MEMBERS, ()))
     _check_member(workdir, members, member)
@@ -41,10 +45,12 @@ class Predictor:
       raise UserError(f"{workdir}: {contract.CONFIG} is broken: {error}") from error
     self.model = models.create_model(config.model, self.schema)
     self._predict = parallel.jit(evaluate.make_predict(self.model))
-    with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
-      variables = checkpoints.restore_best(self._variables_like((members,) if members else ()))
-    require(variables is not None, f"{workdir}: contains no checkpoint yet")
-    self.variables = jax.tree.map(lambda a: a[member], variables) if members else variables
+    with checkpoint.Checkpoints(workdir, True, belongs_to) as checkpoints:
+      best = checkpoints.restore_best(self._variables_like((members,) if members else ()))
+    require(best is not None, f"{workdir}: contains no checkpoint yet")
+    self.log = best.log
+    self.epoch = best.epoch
+    self.variables = jax.tree.map(lambda a: a[member], best.item) if members else best.item
 
   def __call__(self, frame: pd.DataFrame, where: str = "the table") -> pd.DataFrame:
     """Scores raw rows.
@@ -85,6 +91,8 @@ class Predictor:
       UserError: naming the error in the file.
       OSError: if a file cannot be read or written.
     """
+    is_input = os.path.exists(output_path) and os.path.samefile(input_path, output_path)
+    require(not is_input, f"--output={output_path}: is the input; use another file")
     frame = read_table(input_path, self.schema.columns)
     encoded = data.encode(self.schema, frame, where=input_path)
     scores = self.score(data.to_features(self.schema, encoded))

@@ -42,26 +42,26 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
     UserError: for impossible settings or data, and for a loss that is not finite.
   """
   start = time.perf_counter()
+  data_digest = data.verify(config.data_dir)
   schema, splits = data.load(
     config.data_dir, **config.data, budget=data.memory_budget(config.train.memory_gib)
   )
   tasks = [task.name for task in schema.tasks]
   run = compile_run(config, schema, splits["train"])
   state = run.state
-  if config.train.warm_start and not checkpoint.exists(workdir):
+  if config.train.warm_start and not contract.saved_epochs(workdir):
     state = _warm_start(state, config.train.warm_start, schema)
   is_first_host = parallel.is_first_host()
   with (
-    contract.claim(workdir, config, schema, run.devices.count, is_first_host),
-    checkpoint.Checkpoints(workdir) as checkpoints,
+    contract.claim(workdir, config, schema, run.devices.count, is_first_host, data_digest) as ids,
+    checkpoint.Checkpoints(workdir, belongs_to=ids) as checkpoints,
   ):
-    restored = checkpoints.restore_state(state)
-    state = state if restored is None else restored
-    epoch = checkpoints.latest_epoch() or 0
+    restored = checkpoints.restore_state(state, state.best.variables)
+    epoch, state, log_digest = restored or (0, state, None)
     if is_first_host:
       _print_summary(config, run, workdir)
     held_out = evaluate.place(evaluate.make_eval_batch(splits["validation"], False), run.devices)
-    with logs.RunLog(workdir, epoch, config.train.epochs, is_first_host) as log:
+    with logs.RunLog(workdir, epoch, config.train.epochs, is_first_host, True, log_digest) as log:
       elapsed_before = log.records[-1].get("wall_seconds", 0.0) if log.records else 0.0
       while epoch < config.train.epochs and not _is_out_of_patience(state, epoch, config):
         epoch += 1
@@ -76,8 +76,8 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
           | {"wall_seconds": elapsed_before + time.perf_counter() - start}
         )
         if epoch % config.checkpoint.every_epochs == 0:
-          checkpoints.save(epoch, state, state.best.variables)
-    checkpoints.save(epoch, state, state.best.variables)
+          checkpoints.save(epoch, state, state.best.variables, log.digest())
+    checkpoints.save(epoch, state, state.best.variables, log.digest())
     results = _evaluate_splits(run, state, splits)
     results |= _summarise(state, epoch, log, is_first_host)
     results["wall_seconds"] = elapsed_before + time.perf_counter() - start
@@ -132,9 +132,10 @@ def _warm_start(state: State, workdir: str, schema: data.Schema) -> State:
       getattr(other, part) == getattr(schema, part),
       f"config.train.warm_start = {workdir}: must be a run with the same {part.replace('_', ' ')}",
     )
-  with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
-    variables = checkpoints.restore_best(state.best.variables)
-  require(variables is not None, f"config.train.warm_start = {workdir}: contains no checkpoint")
+  with checkpoint.Checkpoints(workdir, True, contract.digests_of(workdir)) as checkpoints:
+    best = checkpoints.restore_best(state.best.variables)
+  require(best is not None, f"config.train.warm_start = {workdir}: contains no checkpoint")
+  variables = best.item
   state = state.replace(
     params=variables["params"],
     batch_stats=variables["batch_stats"],

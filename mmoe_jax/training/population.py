@@ -76,21 +76,24 @@ def train_population(
     f"config.train.memory_gib = {config.train.memory_gib}: must be 0, because populations hold "
     "their rows in memory",
   )
+  data_digest = ""
   if schema is None or splits is None:
+    data_digest = data.verify(config.data_dir)
     schema, shared_splits = data.load(config.data_dir, **config.data)
     splits = [shared_splits]
   population = compile_population(config, members, schema, splits, at_once)
   states, active_M = population.states, [True] * len(members)
   with (
-    contract.claim(workdir, config, schema, 1, True, members),
-    checkpoint.Checkpoints(workdir) as checkpoints,
+    contract.claim(workdir, config, schema, 1, True, data_digest, members) as ids,
+    checkpoint.Checkpoints(workdir, belongs_to=ids) as checkpoints,
   ):
-    restored = checkpoints.restore_state(population.placement.unshard(states))
-    states = states if restored is None else population.placement.shard(restored)
-    epoch = checkpoints.latest_epoch() or 0
+    states_like = population.placement.unshard(states)
+    restored = checkpoints.restore_state(states_like, states_like.best.variables)
+    states = states if restored is None else population.placement.shard(restored.item)
+    epoch, log_digest = (restored.epoch, restored.log) if restored else (0, None)
     if verbose:
       _print_summary(population, workdir)
-    with logs.RunLog(workdir, epoch, config.train.epochs, verbose=verbose) as log:
+    with logs.RunLog(workdir, epoch, config.train.epochs, True, verbose, log_digest) as log:
       last_record = log.records[-1] if log.records else {}
       elapsed_before = last_record.get("wall_seconds", 0.0)
       errors_M = {int(m): error for m, error in last_record.get("errors", {}).items()}
@@ -109,8 +112,8 @@ def train_population(
         )
         active_M = _find_active(population, states, epoch, errors_M)
         if epoch % config.checkpoint.every_epochs == 0:
-          _save(checkpoints, epoch, population, states)
-    _save(checkpoints, epoch, population, states)
+          _save(checkpoints, epoch, population, states, log.digest())
+    _save(checkpoints, epoch, population, states, log.digest())
     results = _evaluate(population, states, errors_M, workdir, save_logits, report_on)
     best_epochs_M = population.placement.unshard(states.best.epoch)
     population.release()
@@ -300,10 +303,14 @@ def _describe_epoch(
 
 
 def _save(
-  checkpoints: checkpoint.Checkpoints, epoch: int, population: Population, states: State
+  checkpoints: checkpoint.Checkpoints,
+  epoch: int,
+  population: Population,
+  states: State,
+  log_digest: str,
 ) -> None:
   states = population.placement.unshard(states)
-  checkpoints.save(epoch, states, states.best.variables)
+  checkpoints.save(epoch, states, states.best.variables, log_digest)
 
 
 def _evaluate(

@@ -1,37 +1,67 @@
 """Checkpoints, by orbax; no other module imports it.
 
-`checkpoints/EPOCH/` holds two items that are written together: `state`, from which training
-resumes, and `best`, the variables with the best validation metric so far.
+`checkpoints/EPOCH/` holds three items that are written together: `state`, from which training
+resumes; `best`, the variables with the best validation metric so far; and `manifest`: the epoch,
+digests of the arrays of both, and digests of what they belong to. The two newest are kept. Every
+restored array is verified; where the newest checkpoint is damaged, the one before is used.
 """
 
 import contextlib
+import hashlib
+import logging
 import os
+import sys
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mmoe_jax.errors import SaveError, UserError
+from mmoe_jax import digests
+from mmoe_jax.errors import SaveError, UserError, require
+from mmoe_jax.workdir.contract import CHECKPOINTS, saved_epochs
 
-FOLDER = "checkpoints"
+KEPT = 2
 
 
-def exists(workdir: str) -> bool:
-  """Returns whether a work directory contains a checkpoint."""
-  folder = os.path.join(workdir, FOLDER)
-  return os.path.isdir(folder) and any(name.isdigit() for name in os.listdir(folder))
+class Restored(NamedTuple):
+  """Restored part of a checkpoint.
+
+  Attributes:
+    epoch: its epoch.
+    item: the restored arrays.
+    log: digest of the records of metrics.jsonl up to the epoch; None if it was not saved.
+  """
+
+  epoch: int
+  item: Any
+  log: str | None
+
+
+class _DamagedError(Exception):
+  """A checkpoint cannot be read, or its arrays are not those that were saved."""
+
+
+def digest_arrays(tree: Any) -> str:
+  """Returns the SHA-256 of paths, types, shapes and values of a tree of arrays."""
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  named = {tuple(map(_key, path)): np.asarray(leaf) for path, leaf in leaves}
+  digest = hashlib.sha256()
+  for path, array in sorted(named.items()):
+    digest.update(f"{'/'.join(path)} {array.dtype} {array.shape}\n".encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
+  return digest.hexdigest()
 
 
 def read_arrays(workdir: str) -> dict[str, np.ndarray]:
   """Reads the arrays of the last saved state by path, for comparing runs."""
-  folder = os.path.abspath(os.path.join(workdir, FOLDER))
-  last = max((name for name in os.listdir(folder) if name.isdigit()), key=int)
+  folder = os.path.abspath(os.path.join(workdir, CHECKPOINTS))
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # orbax warns that it takes the sharding from the file.
-    tree = ocp.PyTreeCheckpointer().restore(os.path.join(folder, last, "state"))
+    last = os.path.join(folder, str(saved_epochs(workdir)[-1]), "state")
+    tree = ocp.PyTreeCheckpointer().restore(last)
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
@@ -43,21 +73,38 @@ class Checkpoints:
   when it is complete: a kill at any time leaves the previous checkpoint intact.
   """
 
-  def __init__(self, workdir: str, read_only: bool = False):
+  def __init__(
+    self,
+    workdir: str,
+    read_only: bool = False,
+    belongs_to: Mapping[str, str] | None = None,
+  ):
     """Opens `workdir/checkpoints`, which is created unless `read_only`.
 
+    Args:
+      workdir: the work directory.
+      read_only: whether to restore only, also while another process trains there.
+      belongs_to: name -> digest of what the run depends on (contract.digests_of, and `data`):
+        saved with each checkpoint, and compared when one is restored.
+
     Raises:
-      UserError: if there is no such folder to read, or if it is a file.
+      UserError: if there is no such folder to read, if it is a file, or if orbax cannot use it.
     """
-    self._directory = os.path.abspath(os.path.join(workdir, FOLDER))
+    self._directory = os.path.abspath(os.path.join(workdir, CHECKPOINTS))
+    self._workdir = workdir
+    self._belongs_to = dict(belongs_to or {})
+    self._damaged: set[int] = set()
     if read_only and not os.path.isdir(self._directory):
       raise UserError(f"{workdir}: contains no checkpoints; pass the --workdir of a training run")
     if os.path.exists(self._directory) and not os.path.isdir(self._directory):
       raise UserError(f"{self._directory}: must be a folder of checkpoints, not a file")
-    options = ocp.CheckpointManagerOptions(
-      max_to_keep=1, create=not read_only, read_only=read_only, cleanup_tmp_directories=True
-    )
-    self._manager = ocp.CheckpointManager(self._directory, options=options)
+    # orbax logs each error that is raised here as well.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    self._manager = None
+    if not read_only:
+      options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
+      self._manager = ocp.CheckpointManager(self._directory, options=options)
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -65,7 +112,9 @@ class Checkpoints:
   def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
     try:
       with self._user_errors():
-        self._manager.close()
+        if self._manager is not None:
+          self._manager.close()
+        self._reader.close()
     except UserError:
       if kind is None:  # Otherwise the first error is the one to report.
         raise
@@ -78,22 +127,39 @@ class Checkpoints:
     except (ValueError, OSError) as error:
       text = str(error)
       is_full = "RESOURCE_EXHAUSTED" in text or "No space left" in text
-      reason = "no space left on the disk" if is_full else text.strip().splitlines()[0][:200]
+      reason = "no space left on the disk" if is_full else _first_line(error)
       raise SaveError(
         f"{self._directory}: cannot save ({reason}); free some space, and the same command "
         "resumes from the previous checkpoint"
       ) from error
 
-  def save(self, epoch: int, state: Any, best: Any) -> None:
-    """Saves both items in the background, unless this epoch is saved already.
+  def save(self, epoch: int, state: Any, best: Any, log: str | None = None) -> None:
+    """Saves the items in the background, unless this epoch is saved already and whole.
+
+    Args:
+      epoch: number of finished epochs.
+      state: arrays from which training resumes.
+      best: variables with the best validation metric.
+      log: digest of the records of metrics.jsonl up to this epoch.
 
     Raises:
       SaveError: if this or the previous save cannot be written.
     """
-    if self._manager.latest_step() == epoch:
+    if epoch in self._manager.all_steps() and epoch not in self._damaged:
       return
+    content = {
+      "epoch": epoch,
+      "items": {"state": digest_arrays(state), "best": digest_arrays(best)},
+      "belongs_to": self._belongs_to,
+      "log": log,
+    }
     items = {"state": ocp.args.StandardSave(state), "best": ocp.args.StandardSave(best)}
+    items["manifest"] = ocp.args.JsonSave(digests.seal(content))
     with self._user_errors():
+      if epoch in self._damaged:
+        self._manager.wait_until_finished()
+        self._manager.delete(epoch)
+        self._damaged.discard(epoch)
       self._manager.save(epoch, args=ocp.args.Composite(**items))
 
   def wait(self) -> None:
@@ -101,30 +167,106 @@ class Checkpoints:
     with self._user_errors():
       self._manager.wait_until_finished()
 
-  def latest_epoch(self) -> int | None:
-    """Returns the epoch of the last checkpoint; None if there is none."""
-    return self._manager.latest_step()
+  def restore_state(self, like: Any, best_like: Any) -> Restored | None:
+    """Restores the newest whole state; None without checkpoint.
 
-  def restore_state(self, like: Any) -> Any | None:
-    """Restores the last state with the structure and devices of `like`; None without checkpoint."""
-    return self._restore("state", like)
+    A damaged `best` with it is remembered, so that the next `save` of its epoch replaces it.
 
-  def restore_best(self, like: Any) -> Any | None:
-    """Restores the best variables with the structure of `like`; None without checkpoint."""
-    return self._restore("best", like)
+    Args:
+      like: arrays with the structure, shapes and devices of the state.
+      best_like: the same for `best`.
 
-  def _restore(self, item: str, like: Any) -> Any | None:
-    epoch = self._manager.latest_step()
-    if epoch is None:
-      return None
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
-    try:
-      return self._manager.restore(epoch, args=args)[item]
-    # Errors of orbax, tensorstore and json for a missing or broken file, or one of other shapes.
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-      reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    Raises:
+      UserError: if every checkpoint is damaged, or belongs to another run.
+    """
+    restored = self._restore_newest("state", like)
+    if restored is not None:
+      try:
+        self._restore(restored.epoch, "best", best_like)
+      except _DamagedError as error:
+        self._damaged.add(restored.epoch)
+        _warn(f"{self._directory}/{restored.epoch}: 'best' is damaged ({error}); saving it again")
+    return restored
+
+  def restore_best(self, like: Any) -> Restored | None:
+    """Restores the newest whole best variables; as `restore_state`."""
+    return self._restore_newest("best", like)
+
+  def _restore_newest(self, item: str, like: Any) -> Restored | None:
+    failed: dict[int, str] = {}
+    # Listed again after each failure: a run that trains at the same time saves and deletes.
+    while epochs := [e for e in saved_epochs(self._workdir) if e not in failed]:
+      epoch = epochs[-1]
+      try:
+        restored = self._restore(epoch, item, like)
+      except _DamagedError as error:
+        failed[epoch] = str(error)
+        continue
+      for other, reason in failed.items():
+        if other in saved_epochs(self._workdir):
+          self._damaged.add(other)
+          _warn(
+            f"{self._directory}/{other}: damaged ({reason}); using the checkpoint of epoch {epoch}"
+          )
+      return restored
+    if failed:
+      epoch = max(failed)
       raise UserError(
-        f"{self._directory}/{epoch}: cannot restore '{item}' ({reason[:200]}); use another "
-        "--workdir to start again"
-      ) from error
+        f"{self._directory}/{epoch}: cannot restore '{item}' ({failed[epoch]}), nor from any older "
+        "checkpoint; restore the folder from a copy, or train in another --workdir"
+      )
+    return None
+
+  def _restore(self, epoch: int, item: str, like: Any) -> Restored:
+    """Restores an item of one checkpoint and verifies it.
+
+    Raises:
+      _DamagedError: if it cannot be read or differs from what was saved.
+      UserError: if it belongs to another run.
+    """
+    path = os.path.join(self._directory, str(epoch))
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    wanted = {item: ocp.args.StandardRestore(abstract)}
+    if os.path.isdir(os.path.join(path, "manifest")):
+      wanted["manifest"] = ocp.args.JsonRestore()
+    try:
+      found = self._reader.restore(path, args=ocp.args.Composite(**wanted))
+      arrays, manifest = found[item], found.get("manifest")
+      digest = digest_arrays(arrays)
+    # orbax, tensorstore and json raise errors of many types, bare Exception included.
+    except Exception as error:
+      raise _DamagedError(_first_line(error)) from error
+    if "manifest" not in wanted:
+      _warn(f"{path}: saved by an older version; cannot be verified")
+      return Restored(epoch, arrays, None)
+    if not isinstance(manifest, dict) or not digests.is_sealed(manifest):
+      raise _DamagedError("its manifest changed since it was saved")
+    if manifest["epoch"] != epoch:
+      raise _DamagedError(f"it was saved as epoch {manifest['epoch']}")
+    if manifest["items"][item] != digest:
+      raise _DamagedError(f"'{item}' is not what was saved")
+    for name, expected in manifest["belongs_to"].items():
+      require(
+        self._belongs_to.get(name, expected) == expected,
+        f"{self._workdir} holds a run on differently prepared data; use another --workdir"
+        if name == "data"
+        else f"{os.path.join(self._workdir, name)}: changed since the run began; restore it from a "
+        "copy, or train in another --workdir",
+      )
+    return Restored(epoch, arrays, manifest["log"])
+
+
+def _key(entry: Any) -> str:
+  """Returns the name of a step in a path, the same for attributes, keys and positions."""
+  for kind in ("name", "key", "idx"):
+    if hasattr(entry, kind):
+      return str(getattr(entry, kind))
+  return str(entry)
+
+
+def _first_line(error: BaseException) -> str:
+  return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _warn(text: str) -> None:
+  print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mmoe_jax.data import SPLITS, Schema, restore_schema, save_schema
+from mmoe_jax import digests
+from mmoe_jax.data import MANIFEST, SPLITS, Schema, restore_schema, save_schema
 from mmoe_jax.errors import UserError, require
 from mmoe_jax.files import read_json_object, write_json
 
@@ -15,6 +16,7 @@ CONFIG = "config.json"
 SCHEMA = "schema.json"
 RESULTS = "results.json"
 LOCK = ".lock"
+CHECKPOINTS = "checkpoints"
 MEMBERS = "members"  # Key of a population's config.json and results.json.
 _RESULT_KEYS = (
   "best_epoch",
@@ -36,8 +38,9 @@ def claim(
   schema: Schema,
   devices: int,
   writes: bool,
+  data_digest: str = "",
   members: Sequence[Mapping[str, Any]] | None = None,
-) -> Iterator[None]:
+) -> Iterator[dict[str, str]]:
   """Reserves a work directory for one run while the context lasts.
 
   Writes config.json and schema.json, or compares them if they exist: resuming with other settings
@@ -49,32 +52,66 @@ def claim(
     schema: schema that the run encodes with.
     devices: number of devices. Dropout differs between numbers of devices.
     writes: whether this host writes and locks; others do nothing.
+    data_digest: identifies the prepared data, see data.verify; empty for data that is in memory.
     members: settings of each member of a population.
+
+  Yields:
+    Name -> digest of what the run's checkpoints belong to; empty on hosts that do not write.
 
   Raises:
     UserError: if the directory belongs to another run or process.
     OSError: if it cannot be written.
   """
-  require(bool(workdir), "--workdir is empty: must be a folder")
+  _require_name(workdir)
   if not writes:
-    yield
+    yield {}
     return
   with lock(workdir):
     _check_or_write(workdir, config, schema, devices, members)
-    yield
+    yield digests_of(workdir) | ({"data": data_digest} if data_digest else {})
 
 
 @contextlib.contextmanager
 def lock(workdir: str) -> Iterator[None]:
   """Excludes other processes from a work directory, which is created if absent."""
-  require(bool(workdir), "--workdir is empty: must be a folder")
+  _require_name(workdir)
   os.makedirs(workdir, exist_ok=True)
-  with open(os.path.join(workdir, LOCK), "w", encoding="utf-8") as file:
+  require(
+    not os.path.exists(os.path.join(workdir, MANIFEST)),
+    f"--workdir={workdir}: is a folder of prepared data; use another one",
+  )
+  # O_NOFOLLOW: a link planted in a shared folder must not choose the file that is truncated.
+  path = os.path.join(workdir, LOCK)
+  number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+  with os.fdopen(number, "w", encoding="utf-8") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       raise UserError(f"{workdir}: another process is training there") from error
     yield
+
+
+def saved_epochs(workdir: str) -> list[int]:
+  """Returns the epochs of a work directory's checkpoints, ascending."""
+  folder = os.path.join(workdir, CHECKPOINTS)
+  names = os.listdir(folder) if os.path.isdir(folder) else []
+  return sorted(int(name) for name in names if name.isdecimal())
+
+
+def digests_of(workdir: str) -> dict[str, str]:
+  """Returns file name -> digest of the files that a run's checkpoints belong to.
+
+  Raises:
+    UserError: if one is absent.
+  """
+  found = {}
+  for name in (CONFIG, SCHEMA):
+    path = os.path.join(workdir, name)
+    require(
+      os.path.exists(path), f"{workdir}: contains no {name}; pass the --workdir of a training run"
+    )
+    found[name] = digests.of_file(path)
+  return found
 
 
 def require_same(workdir: str, settings: Mapping[str, Any]) -> None:
@@ -117,8 +154,8 @@ def read_schema(workdir: str) -> Schema:
 
 
 def write_results(workdir: str, results: Mapping[str, Any]) -> None:
-  """Writes results.json, the last file of a run."""
-  write_json(os.path.join(workdir, RESULTS), results)
+  """Writes results.json, the last file of a run, with its digest."""
+  write_json(os.path.join(workdir, RESULTS), digests.seal(results))
 
 
 def read_results(workdir: str) -> dict[str, Any]:
@@ -129,7 +166,7 @@ def read_results(workdir: str) -> dict[str, Any]:
   """
   path = os.path.join(workdir, RESULTS)
   require(os.path.exists(path), f"{workdir}: contains no {RESULTS}; the run has not finished")
-  results = read_json_object(path)
+  results = digests.read_sealed(path)
   keys = _POPULATION_KEYS if MEMBERS in results else {*SPLITS, *_RESULT_KEYS}
   require(keys <= results.keys(), f"{path}: broken: not the results of a run")
   return results
@@ -154,8 +191,24 @@ def _check_or_write(
       f"{workdir} holds a run on differently prepared data; use another --workdir",
     )
   else:
+    require(
+      not saved_epochs(workdir),
+      f"{path}: is missing, but there are checkpoints; restore it from a copy, or use another "
+      "--workdir",
+    )
     save_schema(schema, os.path.join(workdir, SCHEMA))
     write_json(path, settings)
+
+
+def _require_name(workdir: str) -> None:
+  require(bool(workdir), "--workdir is empty: must be a folder")
+  path = os.path.abspath(workdir)
+  bad = sorted(set("[]*?") & set(path))
+  require(
+    not bad,
+    f"--workdir={workdir}: contains '{''.join(bad)}', which the checkpoint library takes for a "
+    "pattern; use another name",
+  )
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

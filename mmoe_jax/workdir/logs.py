@@ -1,8 +1,10 @@
 """Logs of training: metrics.jsonl and TensorBoard events."""
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorboardX
@@ -32,6 +34,29 @@ def read_metrics(workdir: str, last_epoch: int | None = None) -> list[dict[str, 
   return records
 
 
+def digest_of(records: Sequence[Mapping[str, Any]]) -> str:
+  """Returns a digest of records, which checkpoints keep so that a changed log is noticed."""
+  lines = "".join(to_json(record) + "\n" for record in records)
+  return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def verify_metrics(workdir: str, records: Sequence[Mapping[str, Any]], digest: str | None) -> None:
+  """Prints a warning if records are not those that were logged up to a checkpoint.
+
+  Args:
+    workdir: the work directory.
+    records: result of `read_metrics` up to the checkpoint's epoch.
+    digest: digest of the logged records; None if unknown.
+  """
+  if digest is not None and digest_of(records) != digest:
+    path = os.path.join(workdir, METRICS_FILE)
+    print(
+      f"warning: {path}: changed or damaged since it was written; numbers from it (gates, speed, "
+      "elapsed time) may be wrong, scores and metrics of the results are not",
+      file=sys.stderr,
+    )
+
+
 def of_member(record: Mapping[str, Any], member: int) -> dict[str, Any]:
   """Returns the part of a population's record for one member, in the form of a run's record."""
   values = {k: v[member] for k, v in record.items() if isinstance(v, list)}
@@ -49,7 +74,13 @@ class RunLog:
   """
 
   def __init__(
-    self, workdir: str, first_epoch: int, epochs: int, writes: bool = True, verbose: bool = True
+    self,
+    workdir: str,
+    first_epoch: int,
+    epochs: int,
+    writes: bool = True,
+    verbose: bool = True,
+    digest: str | None = None,
   ):
     """Opens the log of a run after `first_epoch` of its `epochs`.
 
@@ -59,8 +90,11 @@ class RunLog:
       epochs: number of epochs.
       writes: whether to write files; otherwise records are only collected, as one host writes.
       verbose: whether to show progress.
+      digest: digest of the records up to `first_epoch`; None if unknown.
     """
     self.records = read_metrics(workdir, first_epoch)
+    if writes:
+      verify_metrics(workdir, self.records, digest)
     self._writes = writes
     self._progress = Progress(first_epoch, epochs) if writes and verbose else None
     if not writes:
@@ -79,6 +113,10 @@ class RunLog:
     if self._writes:
       self._events.close()
       self._file.close()
+
+  def digest(self) -> str:
+    """Returns the digest of all records so far."""
+    return digest_of(self.records)
 
   def write(self, record: Mapping[str, Any]) -> None:
     """Logs an epoch.

@@ -327,3 +327,64 @@ def test_schema_knows_its_counts(schema):
   assert sum(counts["classes"]["education_level"]) == 2003
   assert counts["means"]["weeks_worked"] == pytest.approx(schema.tasks[5].mean, abs=1e-4)
   assert list(counts["positives"]) == ["income_50k", "marital_stat", "education", "bachelors"]
+
+
+@pytest.fixture
+def copy(prepared, tmp_path) -> str:
+  return shutil.copytree(prepared, str(tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", ["schema.json", "train/ids.npy", "test/labels.npy"])
+def test_verification_names_a_file_with_a_flipped_bit(copy, name):
+  before = data.verify(copy)
+  path = os.path.join(copy, name)
+  with open(path, "r+b") as file:
+    file.seek(os.path.getsize(path) // 2)
+    byte = file.read(1)[0]
+    file.seek(-1, os.SEEK_CUR)
+    file.write(bytes([byte ^ 4]))
+  with pytest.raises(UserError, match=rf"{name}: changed or damaged since the data was prepared"):
+    data.verify(copy)
+  os.remove(path)
+  with pytest.raises(UserError, match=r"is missing|no prepared data"):
+    data.verify(copy)
+  assert len(before) == 64
+
+
+def test_verification_identifies_the_data(prepared, copy, capsys):
+  assert data.verify(prepared) == data.verify(copy)
+  assert not capsys.readouterr().err
+  for split in ("validation", "test"):
+    os.rename(os.path.join(copy, split), os.path.join(copy, f"{split}-"))
+  os.rename(os.path.join(copy, "validation-"), os.path.join(copy, "test"))
+  os.rename(os.path.join(copy, "test-"), os.path.join(copy, "validation"))
+  with pytest.raises(UserError, match="changed or damaged"):
+    data.verify(copy)
+  # Without a manifest, as before there were any, the files alone identify the data.
+  os.remove(os.path.join(copy, "manifest.json"))
+  assert data.verify(copy) != data.verify(prepared)
+  assert "cannot be verified" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("field", "change"),
+  [
+    ("numbers", lambda a: np.where(np.arange(len(a))[:, None] == 5, -1.0, a)),
+    ("numbers", lambda a: np.where(np.arange(len(a))[:, None] == 5, np.nan, a)),
+    ("weights", lambda a: np.where(np.arange(len(a)) == 7, -1.0, a).astype(np.float32)),
+    ("ids", lambda a: a.astype(">u2")),
+  ],
+)
+def test_arrays_that_cannot_be_are_refused(copy, field, change):
+  path = os.path.join(copy, "train", f"{field}.npy")
+  np.save(path, change(np.load(path)))
+  with pytest.raises(UserError, match=r"train.*prepare the data again"):
+    data.load(copy, ("income_50k",), "demo")
+
+
+def test_an_archive_named_as_an_array_is_refused(copy):
+  path = os.path.join(copy, "train", "ids.npy")
+  with open(path, "wb") as file:
+    np.savez(file, ids=np.zeros((2, 2)))
+  with pytest.raises(UserError, match=r"ids\.npy: not an array"):
+    data.load(copy, ("income_50k",), "demo")

@@ -1,5 +1,7 @@
 """Preparation: the demo's rows, complete or absent, and no other folder changed."""
 
+import hashlib
+import json
 import os
 
 import numpy as np
@@ -34,17 +36,71 @@ def test_preparing_again_replaces_prepared_data_only(raw, tmp_path):
   census_income.prepare(*raw, str(out), max_bins=8)
   assert "bins" in (out / "schema.json").read_text()
   (out / "notes.txt").write_text("on these very arrays")
-  with pytest.raises(UserError, match="exists and is not prepared data"):
+  with pytest.raises(UserError, match=r"not a folder of prepared data alone .*notes\.txt"):
     census_income.prepare(*raw, str(out))
   assert (out / "notes.txt").exists()
   (out / "notes.txt").unlink()
   precious = tmp_path / "precious"
   precious.mkdir()
   (precious / "thesis.tex").write_text("years of work")
-  with pytest.raises(UserError, match="exists and is not prepared data"):
+  with pytest.raises(UserError, match="not a folder of prepared data alone"):
     census_income.prepare(*raw, str(precious))
   assert os.listdir(precious) == ["thesis.tex"]
   assert sorted(os.listdir(tmp_path)) == ["out", "precious"]
+
+
+def test_files_of_the_user_in_or_beside_prepared_data_survive(raw, tmp_path):
+  out = tmp_path / "out"
+  census_income.prepare(*raw, str(out))
+  (tmp_path / "out.old").mkdir()
+  (tmp_path / "out.old" / "mine.txt").write_text("mine")
+  census_income.prepare(*raw, str(out))
+  assert (tmp_path / "out.old" / "mine.txt").read_text() == "mine"
+  (out / "train" / "mine.npy").write_text("mine")
+  with pytest.raises(UserError, match=r"contains train/mine\.npy"):
+    census_income.prepare(*raw, str(out))
+  (out / "train" / "mine.npy").unlink()
+  (tmp_path / "link").symlink_to(out)
+  with pytest.raises(UserError, match="not a folder of prepared data alone"):
+    census_income.prepare(*raw, str(tmp_path / "link"))
+  # A file that appears during the preparation is noticed as well.
+  with pytest.raises(UserError, match=r"contains late\.txt"), fitting.replace_folder(str(out)):
+    (out / "late.txt").write_text("late")
+  assert (out / "late.txt").exists()
+  assert sorted(os.listdir(tmp_path)) == ["link", "out", "out.old"]
+
+
+def test_folders_of_killed_preparations_are_cleaned_up_and_data_in_them_returns(raw, tmp_path):
+  out = tmp_path / "out"
+  census_income.prepare(*raw, str(out))
+  before = (out / "schema.json").read_bytes()
+  half, moved = tmp_path / ".out-abcdefgh.new", tmp_path / ".out-abcdefg0.before"
+  half.mkdir()
+  (half / "schema.json").write_text("{}")
+  moved.mkdir()
+  out.rename(moved / "out")  # A kill between two renames.
+  running = tmp_path / ".out-abcdefg1.new"
+  running.mkdir()
+  with fitting._in_use(str(running)):
+    with (
+      pytest.raises(UserError, match="no rows"),
+      fitting.replace_folder(str(out)),
+    ):
+      raise UserError("no rows")
+    assert sorted(os.listdir(tmp_path)) == [running.name, "out"]
+  assert (out / "schema.json").read_bytes() == before
+
+
+def test_the_manifest_lists_every_file_and_is_the_same_again(raw, tmp_path):
+  census_income.prepare(*raw, str(tmp_path / "a"))
+  census_income.prepare(*raw, str(tmp_path / "b"))
+  text = (tmp_path / "a" / "manifest.json").read_text()
+  assert text == (tmp_path / "b" / "manifest.json").read_text()
+  files = json.loads(text)["files"]
+  assert len(files) == 16
+  for name, entry in files.items():
+    content = (tmp_path / "a" / name).read_bytes()
+    assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def test_a_failure_leaves_only_the_earlier_data(raw, tmp_path):

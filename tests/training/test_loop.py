@@ -14,7 +14,7 @@ from mmoe_jax.errors import UserError
 from mmoe_jax.training import loop, records
 from mmoe_jax.training.run import compile_run
 from mmoe_jax.training.step import TaskLosses
-from mmoe_jax.workdir import checkpoint
+from mmoe_jax.workdir import checkpoint, contract
 
 KEY = jax.random.key(0)
 TASKS = ("income_50k", "marital_stat")
@@ -31,7 +31,7 @@ def restored(workdir, config):
   )
   run = compile_run(config, schema, splits["train"])
   with checkpoint.Checkpoints(str(workdir), read_only=True) as checkpoints:
-    return checkpoints.restore_state(run.state)
+    return checkpoints.restore_state(run.state, run.state.best.variables).item
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_n_devices_equal_one(prepared, config, count, norm):
 
 def test_results_hold_the_contract(config, tmp_path):
   results = loop.train_and_evaluate(config, str(tmp_path / "w"))
-  assert json.loads((tmp_path / "w" / "results.json").read_text()) == results
+  assert contract.read_results(str(tmp_path / "w")) == results
   views = ("", "_16_and_over", "_weighted", "_weighted_16_and_over")
   names = {
     f"{task}/{metric}{view}"
@@ -115,10 +115,10 @@ def test_a_resumed_run_is_bitwise_identical(config, tmp_path, stops, monkeypatch
   save = checkpoint.Checkpoints.save
   for stop in stops:
 
-    def dying(self, epoch, state, best, stop=stop):
+    def dying(self, epoch, state, best, log=None, stop=stop):
       if epoch > stop:
         raise KeyboardInterrupt
-      save(self, epoch, state, best)
+      save(self, epoch, state, best, log)
 
     monkeypatch.setattr(checkpoint.Checkpoints, "save", dying)
     with pytest.raises(KeyboardInterrupt):

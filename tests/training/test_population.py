@@ -144,10 +144,10 @@ def test_a_resumed_run_is_bitwise_identical(config, tmp_path, stop, monkeypatch)
   whole = together(config, members, tmp_path / "whole")
   save = checkpoint.Checkpoints.save
 
-  def dying(self, epoch, state, best):
+  def dying(self, epoch, state, best, log=None):
     if epoch > stop:
       raise KeyboardInterrupt
-    save(self, epoch, state, best)
+    save(self, epoch, state, best, log)
 
   monkeypatch.setattr(checkpoint.Checkpoints, "save", dying)
   with pytest.raises(KeyboardInterrupt):
