@@ -148,6 +148,7 @@ def test_labels_of_every_block_are_checked(prepared, tmp_path):
   names = [t.name for t in data.restore_schema(os.path.join(prepared, "schema.json")).tasks]
   labels[-1, names.index("education")], labels[-1, names.index("bachelors")] = 0, 1
   np.save(path, labels)
+  os.remove(os.path.join(config.data_dir, "manifest.json"))
   _, splits = data.load(config.data_dir, **config.data, budget=1.0)
   config.train.memory_gib = budget_for(300, splits["train"])
   with pytest.raises(UserError, match="1 train rows have 'bachelors' without 'education'"):
