@@ -1,11 +1,119 @@
 """Config arguments, `census.py:ple,tasks=education+marital_stat`, and overrides of config keys."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmoe_jax.errors import UserError, did_you_mean
+from mmoe_jax.errors import UserError, did_you_mean, require
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_integer(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _is_string(value: Any) -> bool:
+  return isinstance(value, str)
+
+
+def _tuple_of(is_item: Callable[[Any], bool]) -> Callable[[Any], bool]:
+  return lambda value: isinstance(value, tuple | list) and all(map(is_item, value))
+
+
+# Kind of value -> whether a value is one.
+_KINDS: dict[str, Callable[[Any], bool]] = {
+  "a whole number": _is_integer,
+  "a number": _is_number,
+  "a string": _is_string,
+  "True or False": lambda value: isinstance(value, bool),
+  "a tuple of strings": _tuple_of(_is_string),
+  "a tuple of numbers": _tuple_of(_is_number),
+  # Their keys depend on the model, the optimizer or the method, and are validated with it.
+  "a ConfigDict of settings": lambda value: isinstance(value, ConfigDict),
+  "a tuple of (key, range)": lambda value: isinstance(value, tuple | list | Mapping),
+}
+
+# Every key of a config.
+KEYS = {
+  "seed": "a whole number",
+  "data_dir": "a string",
+  "data": {
+    "tasks": "a tuple of strings",
+    "protocol": "a string",
+    "numeric": "a string",
+    "exclude": "a tuple of strings",
+    "crosses": "a tuple of strings",
+  },
+  "model": "a ConfigDict of settings",
+  "loss": {
+    "task_weights": "a tuple of numbers",
+    "weighting": "a ConfigDict of settings",
+    "sample_weight": "True or False",
+  },
+  "optimizer": {
+    "clip_norm": "a number",
+    "dense": "a ConfigDict of settings",
+    "embedding": "a ConfigDict of settings",
+  },
+  "train": {
+    "batch_size": "a whole number",
+    "epochs": "a whole number",
+    "shuffle": "True or False",
+    "average_decay": "a number",
+    "warm_start": "a string",
+    "memory_gib": "a number",
+    "devices": "a whole number",
+  },
+  "select": {
+    "metric": "a string",
+    "tasks": "a tuple of strings",
+    "patience": "a whole number",
+  },
+  "search": "a tuple of (key, range)",
+  "checkpoint": {"every_epochs": "a whole number"},
+}
+
+
+def check_structure(config: Any) -> None:
+  """Validates that a config has every key, no other, and values of the right kinds.
+
+  Args:
+    config: what a config file returned, with overrides.
+
+  Raises:
+    UserError: naming the key.
+  """
+  require(
+    isinstance(config, ConfigDict),
+    f"the config file's get_config() returned {type(config).__name__}: must be a ConfigDict",
+  )
+  _check_group(config, KEYS, "config")
+
+
+def _check_group(group: ConfigDict, keys: Mapping[str, Any], where: str) -> None:
+  for key in group:
+    require(key in keys, f"{where}.{key}: does not exist; {did_you_mean(key, keys)}")
+  for key, kind in keys.items():
+    path = f"{where}.{key}"
+    require(key in group, f"{path} is missing; configs/census.py has every key")
+    value = group[key]
+    if isinstance(kind, str):
+      require(_KINDS[kind](value), f"{path} = {_short(value)}: must be {kind}")
+    else:
+      require(
+        isinstance(value, ConfigDict), f"{path} = {_short(value)}: must be a ConfigDict of settings"
+      )
+      _check_group(value, kind, path)
+
+
+def _short(value: Any) -> str:
+  text = " ".join(repr(value).split())
+  return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def override(config: Any, settings: Mapping[str, Any]) -> ConfigDict:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 
 from absl import app, flags, logging
 
+_LONGEST = 1000  # Characters of an error line.
+
 
 class UserError(ValueError):
   """Error that the user can correct. The message says what is wrong, where, and what to do."""
@@ -55,7 +57,7 @@ def describe(error: BaseException) -> str:
     return f"{where}{error.strerror}{hint}"
   text = str(error)
   if isinstance(error, UserError):
-    return " ".join(text.split())
+    return _one_line(text)
   # ml_collections wraps errors of a config file in its own texts, which contain the cause.
   patterns = (
     (r"(?s).*UserError: (.*)", r"{0}"),
@@ -71,7 +73,14 @@ def describe(error: BaseException) -> str:
     if match := re.fullmatch(pattern, text.strip()):
       text = form.format(*match.groups())
       break
-  return " ".join(text.split()) or type(error).__name__
+  return _one_line(text) or type(error).__name__
+
+
+def _one_line(text: str) -> str:
+  """Returns a text in one printable line; the middle of a long one, a user's value, is cut."""
+  text = " ".join(text.split())
+  text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+  return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
 
 
 def run(main: Callable[[list[str]], None]) -> None:

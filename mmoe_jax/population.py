@@ -8,10 +8,13 @@ from absl import flags
 from ml_collections import config_flags
 
 from mmoe_jax import cache, errors, parallel
+from mmoe_jax.config import check_structure
 from mmoe_jax.errors import require
 from mmoe_jax.evaluation.results_table import format_population
 from mmoe_jax.training import population
 from mmoe_jax.workdir import contract
+
+_MAX = 100_000  # More members are most likely a typing error.
 
 
 def main(argv: list[str]) -> None:
@@ -21,7 +24,8 @@ def main(argv: list[str]) -> None:
   cache.keep_programs()
   parallel.warn_of_unused_accelerator()
   config = _CONFIG.value
-  require(_SEEDS.value >= 1, f"--seeds={_SEEDS.value}: must be at least 1")
+  check_structure(config)
+  require(1 <= _SEEDS.value <= _MAX, f"--seeds={_SEEDS.value}: must be from 1 to {_MAX:,}")
   members = [
     {"seed": config.seed + seed, **settings}
     for settings in population.parse_vary(_VARY.value)

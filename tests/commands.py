@@ -4,10 +4,7 @@ import os
 import subprocess
 import sys
 
-from tests import ROOT
-
-# One device, with the tests' options for fast compiling.
-FAST_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+from tests import FAST_COMPILE, ROOT
 
 
 def environment(**settings: str) -> dict[str, str]:

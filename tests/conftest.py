@@ -6,12 +6,11 @@ import os
 import shutil
 import tempfile
 
+from tests import FAST_COMPILE
+
 os.environ["JAX_PLATFORMS"] = os.environ.get("MMOE_TEST_PLATFORM", "cpu")
 os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "")
-  + " --xla_force_host_platform_device_count=8"
-  # Tests compile much and run few rows; these halve the time of compiling.
-  + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+  f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {FAST_COMPILE}"
 )
 
 # Many tests compile the same programs; all workers and commands share them.

@@ -3,6 +3,7 @@
 import dataclasses
 import glob
 import importlib
+import math
 import os
 
 import jax
@@ -13,10 +14,10 @@ from ml_collections import ConfigDict
 from configs import census
 from data_prep import synthetic
 from mmoe_jax import config as config_lib
-from mmoe_jax import models
+from mmoe_jax import data, errors, models
 from mmoe_jax.errors import UserError
 from mmoe_jax.models import layers
-from mmoe_jax.training import loop, search_space
+from mmoe_jax.training import checks, loop, search_space
 from tests.models.test_models import schema_of
 
 NAMES = sorted(
@@ -244,3 +245,70 @@ def test_a_config_derived_from_census_has_the_same_keys():
     config = importlib.import_module(f"configs.{name}").get_config()
     assert {k for k in config.to_dict() if k not in groups} == base
     assert set(config.model) == set(census.get_config().model)
+
+
+# Values that some key may accept; those of another type, out of range or not finite are errors.
+BAD = (None, True, -1, 0, 10**12, 1.5, -0.5, 1e308, math.nan, math.inf, "", "x", (), ("x",), (-1,))
+BAD += ((1.5, math.nan), {"x": 1}, ["income_50k", "income_50k"], object(), b"x")
+
+
+def leaves(tree, prefix=""):
+  """Yields (group, key, dotted key) of every key of a config, groups included."""
+  for key in list(tree):
+    yield tree, key, f"{prefix}{key}"
+    if isinstance(tree[key], ConfigDict):
+      yield from leaves(tree[key], f"{prefix}{key}.")
+
+
+@pytest.mark.parametrize("arg", [*models.MODELS, "mmoe,weighting=gradnorm", "mmoe,weighting=dwa"])
+def test_every_value_of_every_key_is_accepted_or_refused_in_one_line(arg, prepared):
+  schema = data.restore_schema(os.path.join(prepared, "schema.json"))
+  schema = data.select(schema, census.get_config(arg).data.tasks, "demo")
+  checks.check_config(census.get_config(arg), schema)
+  keys = [dotted for *_, dotted in leaves(census.get_config(arg))]
+  refused = {}
+  for dotted in keys:
+    for i, value in enumerate(BAD):
+      config = census.get_config(arg)
+      group, key = next((g, k) for g, k, d in leaves(config) if d == dotted)
+      with group.unlocked(), group.ignore_type():
+        group[key] = value
+      try:
+        checks.check_config(config, schema)
+      except UserError as error:
+        refused[dotted, i] = errors.describe(error)
+  assert len(refused) > 10 * len(keys)
+  for (dotted, i), message in refused.items():
+    assert f"config.{dotted.split('.')[0]}" in message, (dotted, BAD[i])
+    assert len(message) < 600, (dotted, BAD[i])
+
+
+@pytest.mark.parametrize("value", BAD)
+def test_search_spaces_of_any_form_are_refused_in_one_line(value):
+  config = census.get_config()
+  for space in (value, (value,), (("model.expert_dropout", value),), (("seed", ("int", value)),)):
+    if isinstance(space, tuple | list | dict):
+      with pytest.raises(UserError, match="search space"):
+        search_space.create_space(config, space)
+
+
+def test_unknown_and_missing_keys_are_named():
+  for group, key, message in (
+    ("train", "epoch", r"config\.train\.epoch: does not exist; did you mean 'epochs'"),
+    ("optimizer", "dens", r"config\.optimizer\.dens: does not exist; did you mean 'dense'"),
+    ("select", "metrics", r"config\.select\.metrics: .*did you mean 'metric'"),
+  ):
+    config = census.get_config()
+    config[group][key] = config[group][next(iter(config[group]))]
+    with pytest.raises(UserError, match=message):
+      config_lib.check_structure(config)
+  for dotted in ("model", "train", "seed", "data.tasks", "checkpoint.every_epochs"):
+    config = census.get_config()
+    *groups, key = dotted.split(".")
+    group = config[groups[0]] if groups else config
+    del group[key]
+    with pytest.raises(UserError, match=rf"config\.{dotted} is missing"):
+      config_lib.check_structure(config)
+  for wrong in (None, {"seed": 1}, 3):
+    with pytest.raises(UserError, match="must be a ConfigDict"):
+      config_lib.check_structure(wrong)

@@ -85,7 +85,12 @@ def check_model(settings: Mapping[str, Any], schema: Schema) -> None:
   require_known(name, MODELS, f"{where}.name")
   _check_value("embedding_dim", settings.pop("embedding_dim"))
   feature_names = [f.name for f in schema.id_features]
-  for feature, dim in settings.pop("embedding_dim_of").items():
+  dim_of = settings.pop("embedding_dim_of")
+  require(
+    hasattr(dim_of, "items"),
+    f"{where}.embedding_dim_of = {dim_of!r}: must be feature -> width, such as {{'age_bins': 8}}",
+  )
+  for feature, dim in dim_of.items():
     require_known(feature, feature_names, f"a feature in {where}.embedding_dim_of")
     _check_value(f"embedding_dim_of.{feature}", dim)
   fields = [f.name for f in dataclasses.fields(MODELS[name]) if f.name not in _NOT_SETTINGS]

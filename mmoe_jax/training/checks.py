@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from mmoe_jax import data, models
-from mmoe_jax.config import override
+from mmoe_jax.config import check_structure, override
 from mmoe_jax.errors import UserError, did_you_mean, require, require_known
 from mmoe_jax.evaluation import evaluate
 from mmoe_jax.training.optimizer import DIRECTIONS, GROUPS, OPTIMIZERS, SCHEDULES, ftrl
 from mmoe_jax.training.task_weighting import BALANCING, METHODS
 
 Override = Mapping[str, Any]
+_MAX_EPOCHS = 1_000_000
 
 
 def check_config(config: Any, schema: data.Schema) -> None:
@@ -30,6 +31,7 @@ def check_config(config: Any, schema: data.Schema) -> None:
   Raises:
     UserError: for a value that no run can have, by key.
   """
+  check_structure(config)
   seed, train = config.seed, config.train
   batch_size, decay, memory = train.batch_size, train.average_decay, train.memory_gib
   every, patience = config.checkpoint.every_epochs, config.select.patience
@@ -37,7 +39,10 @@ def check_config(config: Any, schema: data.Schema) -> None:
   require(
     1 <= batch_size < 2**30, f"config.train.batch_size = {batch_size}: must be from 1 to 2^30 - 1"
   )
-  require(train.epochs >= 0, f"config.train.epochs = {train.epochs}: must be at least 0")
+  require(
+    0 <= train.epochs <= _MAX_EPOCHS,
+    f"config.train.epochs = {train.epochs}: must be from 0 to {_MAX_EPOCHS:,}",
+  )
   require(memory >= 0, f"config.train.memory_gib = {memory}: must be at least 0 (0: no limit)")
   require(0 <= decay < 1, f"config.train.average_decay = {decay}: must be in [0, 1)")
   require(every >= 1, f"config.checkpoint.every_epochs = {every}: must be at least 1")
@@ -113,6 +118,7 @@ def _check_group(settings: dict[str, Any], where: str, epochs: int) -> None:
       require_known(value, SCHEDULES, f"{where}.schedule")
       continue
     require(_is_number(value) and value >= 0, f"{where}.{key} = {value!r}: must be a number >= 0")
+    require(value < 1e30, f"{where}.{key} = {value!r}: must be a number below 1e30")
     if key in ("b1", "b2", "momentum"):
       require(value < 1, f"{where}.{key} = {value}: must be in [0, 1)")
   rate, warmup = settings["learning_rate"], settings.get("warmup_epochs", 0)

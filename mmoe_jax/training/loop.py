@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmoe_jax import data, parallel
+from mmoe_jax.config import check_structure
 from mmoe_jax.errors import require
 from mmoe_jax.evaluation import evaluate
 from mmoe_jax.models import layers
@@ -42,6 +43,7 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
     UserError: for impossible settings or data, and for a loss that is not finite.
   """
   start = time.perf_counter()
+  check_structure(config)
   data_digest = data.verify(config.data_dir)
   schema, splits = data.load(
     config.data_dir, **config.data, budget=data.memory_budget(config.train.memory_gib)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmoe_jax import data, parallel
-from mmoe_jax.config import override
+from mmoe_jax.config import check_structure, override
 from mmoe_jax.errors import UserError, require
 from mmoe_jax.evaluation import evaluate
 from mmoe_jax.files import save_array
@@ -71,6 +71,8 @@ def train_population(
     UserError: for impossible settings or data.
   """
   start = time.perf_counter()
+  check_structure(config)
+  require(at_once >= 0, f"--at_once={at_once}: must be at least 0")
   require(
     not config.train.memory_gib,
     f"config.train.memory_gib = {config.train.memory_gib}: must be 0, because populations hold "

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmoe_jax import data, errors
-from mmoe_jax.config import override
+from mmoe_jax.config import check_structure, override
 from mmoe_jax.errors import SaveError, UserError, require
 from mmoe_jax.evaluation import evaluate
 from mmoe_jax.evaluation.tables import comma_separated, markdown
@@ -68,6 +68,7 @@ def run_search(
     UserError: for impossible settings, or a space without a trainable trial.
     SaveError: if a population cannot be saved; its trials stay open, and the search can resume.
   """
+  check_structure(config)
   dimensions = search_space.create_space(config, space)
   require(
     not config.train.memory_gib,

@@ -20,6 +20,7 @@ import optuna
 from mmoe_jax.config import override
 from mmoe_jax.errors import UserError, require, require_known
 
+_EXAMPLE = '("model.expert_dropout", ("uniform", 0.0, 0.5))'
 KINDS = ("log", "uniform", "int", "choice")
 # Keys that must be the same for results to be comparable.
 _FIXED = ("select.", "search", "data_dir", "data.tasks", "train.warm_start")
@@ -54,8 +55,12 @@ def create_space(config: Any, space: Any) -> list[Dimension]:
   Raises:
     UserError: for unknown keys and kinds, and values that do not fit the setting.
   """
+  pairs = list(space.items()) if isinstance(space, Mapping) else list(space)
+  for pair in pairs:
+    is_pair = isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
+    require(is_pair, f"the search space holds {pair!r}: must be pairs such as {_EXAMPLE}")
   dimensions, used_keys = [], set()
-  for name, spec in dict(space).items():
+  for name, spec in pairs:
     keys = tuple(name.split("+"))
     for key in keys:
       require(key not in used_keys, f"the search space repeats config.{key}")
@@ -124,7 +129,7 @@ def _dimension(config: Any, name: str, keys: tuple[str, ...], spec: Any) -> Dime
     f"{where} = {spec!r}: must be a tuple such as ('log', 1e-3, 1e-2)",
   )
   kind, *rest = spec
-  require_known(kind, KINDS, f"the kind of {where}")
+  require_known(str(kind), KINDS, f"the kind of {where}")
   current = {key: _value(config, key) for key in keys}
   for key in keys:
     require(not key.startswith(_FIXED), f"{where}: config.{key} must not vary in a search")
