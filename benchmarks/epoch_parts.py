@@ -21,7 +21,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from benchmarks.machine import describe_machine
-from mmoe_jax import cache, data, errors, models, parallel
+from mmoe_jax import cache, commands, data, models, parallel
 from mmoe_jax.errors import require
 from mmoe_jax.evaluation import tables
 from mmoe_jax.files import write_atomically, write_json
@@ -249,4 +249,4 @@ if __name__ == "__main__":
   _BATCHES = flags.DEFINE_list("batches", ["1024", "4096"], "Rows per step.")
   _ROUNDS = flags.DEFINE_integer("rounds", 5, "Epochs of each program that are timed.")
   _OUT = flags.DEFINE_string("out", None, "JSON file to write.", required=True)
-  errors.run(main)
+  commands.run(main)

@@ -16,7 +16,7 @@ import time
 
 from absl import flags
 
-from mmoe_jax import errors
+from mmoe_jax import commands, errors
 from mmoe_jax.workdir import checkpoint, contract
 
 
@@ -70,4 +70,4 @@ if __name__ == "__main__":
   _KILLS = flags.DEFINE_integer("kills", 3, "Number of kills.")
   _SEED = flags.DEFINE_integer("seed", 0, "Seed of the times.")
   _OUT = flags.DEFINE_string("out", None, "Output folder of the two runs.", required=True)
-  errors.run(main)
+  commands.run(main)

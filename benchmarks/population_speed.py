@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.machine import describe_machine
-from mmoe_jax import errors
+from mmoe_jax import commands, errors
 from mmoe_jax.data import SPLITS
 from mmoe_jax.files import write_json
 from mmoe_jax.workdir import contract
@@ -78,4 +78,4 @@ if __name__ == "__main__":
   _OVERRIDE = flags.DEFINE_multi_string("override", [], "--config.KEY=VALUE for all.")
   _MEMBERS = flags.DEFINE_integer("members", 16, "Number of seeds, from 0 up.")
   _OUT = flags.DEFINE_string("out", None, "Output folder.", required=True)
-  errors.run(main)
+  commands.run(main)

@@ -23,7 +23,7 @@ from absl import flags
 from benchmarks import plots
 from benchmarks.machine import describe_machine
 from configs import census
-from mmoe_jax import cache, data, errors, parallel
+from mmoe_jax import cache, commands, data, parallel
 from mmoe_jax.errors import require, require_known
 from mmoe_jax.evaluation import tables
 from mmoe_jax.files import write_atomically, write_json
@@ -217,4 +217,4 @@ if __name__ == "__main__":
   _ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed epochs.")
   _DATA_DIR = flags.DEFINE_string("data_dir", "data/census", "Prepared data.")
   _OUT = flags.DEFINE_string("out", None, "Output folder.", required=True)
-  errors.run(main)
+  commands.run(main)

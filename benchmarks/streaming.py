@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.machine import describe_machine
-from mmoe_jax import errors
+from mmoe_jax import commands
 from mmoe_jax.errors import require
 from mmoe_jax.files import write_json
 from mmoe_jax.workdir import contract
@@ -97,4 +97,4 @@ if __name__ == "__main__":
   _EPOCHS = flags.DEFINE_integer("epochs", 1, "Epochs of each training.")
   _ROUNDS = flags.DEFINE_integer("rounds", 1, "Number of rounds.")
   _OUT = flags.DEFINE_string("out", None, "Output folder, which must not exist.", required=True)
-  errors.run(main)
+  commands.run(main)

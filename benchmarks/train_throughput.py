@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.contenders.process import Process
 from benchmarks.machine import describe_machine
-from mmoe_jax import data, errors
+from mmoe_jax import commands, data
 from mmoe_jax.errors import require, require_known
 from mmoe_jax.evaluation import tables
 from mmoe_jax.files import write_atomically, write_json
@@ -163,4 +163,4 @@ if __name__ == "__main__":
   _PYTHON = flags.DEFINE_string("python", sys.executable, "Python with the other libraries.")
   _DATA_DIR = flags.DEFINE_string("data_dir", "data/census", "Prepared data.")
   _OUT = flags.DEFINE_string("out", None, "JSON file to write.", required=True)
-  errors.run(main)
+  commands.run(main)

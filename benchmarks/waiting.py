@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.machine import describe_machine
 from data_prep import census_income, raw_files
-from mmoe_jax import cache, data, errors
+from mmoe_jax import cache, commands, data
 from mmoe_jax.data.tables import read_table
 from mmoe_jax.errors import require
 from mmoe_jax.evaluation import evaluate, tables
@@ -197,4 +197,4 @@ if __name__ == "__main__":
   _DATA_DIR = flags.DEFINE_string("data_dir", "data/census", "Prepared data.")
   _ROUNDS = flags.DEFINE_integer("rounds", 3, "Number of rounds.")
   _OUT = flags.DEFINE_string("out", None, "JSON file to write.", required=True)
-  errors.run(main)
+  commands.run(main)

@@ -13,7 +13,7 @@ import pandas as pd
 from absl import flags
 
 from data_prep import fitting, raw_files
-from mmoe_jax import cache, data, errors
+from mmoe_jax import cache, commands, data, errors
 from mmoe_jax.data.tables import read_table
 
 NUMBERS = (
@@ -161,4 +161,4 @@ if __name__ == "__main__":
   _SOURCE = flags.DEFINE_string("source", None, "Folder or archive with the raw files.")
   _CACHE = flags.DEFINE_string("cache", None, "Folder for raw files; default ~/.cache/mmoe_jax.")
   _MAX_BINS = flags.DEFINE_integer("max_bins", 128, "Maximum number of quantile bins of a column.")
-  errors.run(main)
+  commands.run(main)

@@ -30,7 +30,7 @@ import numpy as np
 from absl import flags
 
 from data_prep import fitting
-from mmoe_jax import data, errors
+from mmoe_jax import commands, data, errors
 
 DIMENSION = 100
 SCALE = 0.43
@@ -217,4 +217,4 @@ if __name__ == "__main__":
   _SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, rows and noise.")
   _ROWS = flags.DEFINE_integer("rows", ROWS, "Rows of the train split.")
   _HELD_OUT = flags.DEFINE_integer("held_out", HELD_OUT, "Rows of validation, and of test.")
-  errors.run(main)
+  commands.run(main)

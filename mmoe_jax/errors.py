@@ -1,13 +1,9 @@
-"""Errors for people: one line, no traceback, exit status 2."""
+"""Errors that users can correct, and their text in one line."""
 
 import difflib
 import errno
-import os
 import re
-import sys
-from collections.abc import Callable, Iterable
-
-from absl import app, flags, logging
+from collections.abc import Iterable
 
 _LONGEST = 1000  # Characters of an error line.
 
@@ -81,44 +77,3 @@ def _one_line(text: str) -> str:
   text = " ".join(text.split())
   text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
   return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
-
-
-def run(main: Callable[[list[str]], None]) -> None:
-  """Runs a command like absl's `app.run`, with one clear line for errors that users can correct.
-
-  Wrong flags and configs, UserError and OSError (missing file, no permission, full disk) print
-  `error: …` on standard error and exit with status 2; an interrupt exits with 130. Other errors are
-  bugs and keep their traceback.
-
-  Args:
-    main: function of the command line's remaining arguments, called after flags are parsed.
-  """
-
-  def parse(argv: list[str]) -> list[str]:
-    # JAX and orbax would log a dozen lines per run, and their view of each error.
-    logging.set_verbosity(logging.FATAL)
-    try:
-      rest = flags.FLAGS(argv)
-    # A config file is user code, and ml_collections raises errors of any type.
-    except Exception as error:
-      _fail(error)
-    if len(rest) > 1:
-      _fail(UserError(f"unexpected argument '{rest[1]}'; every option starts with --"))
-    return rest
-
-  def guarded(argv: list[str]) -> None:
-    try:
-      main(argv)
-    except (UserError, OSError) as error:
-      _fail(error)
-    except KeyboardInterrupt:
-      print("\ninterrupted; the same command resumes from the last checkpoint", file=sys.stderr)
-      os._exit(130)  # Saving threads must not delay a Ctrl-C.
-
-  app.run(guarded, flags_parser=parse)
-
-
-def _fail(error: BaseException) -> None:
-  print(f"error: {describe(error)}", file=sys.stderr, flush=True)
-  sys.stdout.flush()
-  os._exit(2)  # Background threads of a failed save or restore would print more errors.

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from mmoe_jax.errors import UserError, require
@@ -46,11 +47,32 @@ def read_json_object(path: str) -> dict[str, Any]:
   """
   try:
     with open(path, encoding="utf-8") as file:
-      content = json.load(file)
+      content = json.load(file, parse_constant=_refuse)
   except (ValueError, RecursionError) as error:
     raise UserError(f"{path}: broken: not JSON ({error})") from error
   require(isinstance(content, dict), f"{path}: broken: not a JSON object")
   return content
+
+
+def _refuse(constant: str) -> None:
+  raise ValueError(f"{constant} is not a JSON value")
+
+
+def parse(content: Any, kind: Any, path: str) -> Any:
+  """Converts JSON values to a type, such as a dataclass or a TypedDict.
+
+  Args:
+    content: JSON values.
+    kind: the type.
+    path: file, for the error.
+
+  Raises:
+    UserError: naming the file, the key and what was expected.
+  """
+  try:
+    return msgspec.convert(content, kind)
+  except (msgspec.ValidationError, RecursionError) as error:
+    raise UserError(f"{path}: broken: {error}") from error
 
 
 def nan_to_none(tree: Any) -> Any:

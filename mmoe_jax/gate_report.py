@@ -10,17 +10,19 @@ import sys
 
 from absl import flags
 
-from mmoe_jax import cache, data, errors
-from mmoe_jax.evaluation.gate_plots import plot_gates
-from mmoe_jax.evaluation.gate_statistics import PREFIX
-from mmoe_jax.evaluation.gate_tables import format_gates
-from mmoe_jax.files import write_atomically, write_json
-from mmoe_jax.prediction.gate_measurements import COLUMNS, measure_gates
+from mmoe_jax import commands
 
 
 def main(argv: list[str]) -> None:
   """Measures the gates and writes the report."""
   del argv
+  from mmoe_jax import cache
+  from mmoe_jax.evaluation.gate_plots import plot_gates
+  from mmoe_jax.evaluation.gate_statistics import PREFIX
+  from mmoe_jax.evaluation.gate_tables import format_gates
+  from mmoe_jax.files import write_atomically, write_json
+  from mmoe_jax.prediction.gate_measurements import measure_gates
+
   cache.keep_programs()
   out = _OUT.value
   report = measure_gates(_WORKDIR.value, _DATA.value, _SPLIT.value, _BY.value, _MEMBER.value)
@@ -43,7 +45,7 @@ if __name__ == "__main__":
   _WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run.", required=True)
   _MEMBER = flags.DEFINE_integer("member", None, "Member, if WORKDIR is a population's.")
   _DATA = flags.DEFINE_string("data", "", "Prepared data; that of the run, if empty.")
-  _SPLIT = flags.DEFINE_string("split", "validation", f"One of {', '.join(data.SPLITS)}.")
-  _BY = flags.DEFINE_list("by", None, f"Columns; {','.join(COLUMNS)} by default.")
+  _SPLIT = flags.DEFINE_string("split", "validation", "train, validation or test.")
+  _BY = flags.DEFINE_list("by", None, "Columns; age,sex,education by default.")
   _OUT = flags.DEFINE_string("out", None, "Output folder, created if absent.", required=True)
-  errors.run(main)
+  commands.run(main)

@@ -1,15 +1,10 @@
 """Trains and evaluates: python -m mmoe_jax.main --config configs/census.py --workdir DIR."""
 
 from absl import flags
-from ml_collections import config_flags
 
-from mmoe_jax import cache, errors, parallel
-from mmoe_jax.evaluation.results_table import format_results
-from mmoe_jax.training import loop
+from mmoe_jax import commands
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "FILE.py or FILE.py:ARG; --config.KEY=VALUE overrides.", lock_config=True
-)
+_CONFIG = commands.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Work directory, new or of a run to resume.")
 flags.mark_flags_as_required(["config", "workdir"])
 
@@ -17,6 +12,10 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(argv: list[str]) -> None:
   """Trains by the config and prints the table of its metrics."""
   del argv
+  from mmoe_jax import cache, parallel
+  from mmoe_jax.evaluation.results_table import format_results
+  from mmoe_jax.training import loop
+
   parallel.initialize()
   cache.keep_programs()
   parallel.warn_of_unused_accelerator()
@@ -26,4 +25,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  commands.run(main, resumes=True)

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mmoe_jax.errors import require
+from mmoe_jax.errors import UserError, require
 
 Array = jax.Array
 
@@ -41,8 +41,9 @@ def initialize() -> None:
   `MMOE_MULTIHOST=1` on TPU pods and Slurm, where JAX finds the rest.
 
   Raises:
-    UserError: for variables that are missing or not numbers.
+    UserError: for variables that are missing or wrong, and for hosts that cannot be joined.
   """
+  _require_jit()
   if os.environ.get("JAX_COORDINATOR_ADDRESS"):
     numbers = {name: os.environ.get(name, "") for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")}
     for name, value in numbers.items():
@@ -50,11 +51,31 @@ def initialize() -> None:
         value.isdigit(),
         f"${name} = '{value}': must be a number, because $JAX_COORDINATOR_ADDRESS is set",
       )
-    jax.distributed.initialize(
+    _join(
       num_processes=int(numbers["JAX_NUM_PROCESSES"]), process_id=int(numbers["JAX_PROCESS_ID"])
     )
   elif os.environ.get("MMOE_MULTIHOST") == "1":
-    jax.distributed.initialize()
+    _join()
+
+
+def _join(**numbers: int) -> None:
+  """Joins the hosts of a job."""
+  try:
+    jax.distributed.initialize(**numbers)
+  # jax raises errors of these types for wrong addresses and numbers, and without a cluster.
+  except (ValueError, IndexError, RuntimeError) as error:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise UserError(
+      f"cannot join the hosts of this job ({reason}); set $JAX_COORDINATOR_ADDRESS to HOST:PORT, "
+      "$JAX_NUM_PROCESSES and $JAX_PROCESS_ID, or $MMOE_MULTIHOST=1 on a TPU pod or in Slurm only"
+    ) from error
+
+
+def _require_jit() -> None:
+  require(
+    not jax.config.jax_disable_jit,
+    "$JAX_DISABLE_JIT is set: training without compilation is not supported; unset it",
+  )
 
 
 def use_all_cores() -> None:
@@ -63,6 +84,7 @@ def use_all_cores() -> None:
   A population then trains on all cores, each with a share of the members. It has no effect once
   JAX has started, or if XLA_FLAGS sets the number of devices.
   """
+  _require_jit()
   if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
     return
   with contextlib.suppress(RuntimeError):  # JAX has started already.

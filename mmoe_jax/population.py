@@ -5,14 +5,10 @@ optimizer.dense.learning_rate=2e-3,5e-3
 """
 
 from absl import flags
-from ml_collections import config_flags
 
-from mmoe_jax import cache, errors, parallel
+from mmoe_jax import commands
 from mmoe_jax.config import check_structure
 from mmoe_jax.errors import require
-from mmoe_jax.evaluation.results_table import format_population
-from mmoe_jax.training import population
-from mmoe_jax.workdir import contract
 
 _MAX = 100_000  # More members are most likely a typing error.
 
@@ -20,6 +16,11 @@ _MAX = 100_000  # More members are most likely a typing error.
 def main(argv: list[str]) -> None:
   """Trains the members and prints a table of their metrics."""
   del argv
+  from mmoe_jax import cache, parallel
+  from mmoe_jax.evaluation.results_table import format_population
+  from mmoe_jax.training import population
+  from mmoe_jax.workdir import contract
+
   parallel.use_all_cores()
   cache.keep_programs()
   parallel.warn_of_unused_accelerator()
@@ -36,9 +37,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "FILE.py or FILE.py:ARG; --config.KEY=VALUE overrides.", lock_config=True
-  )
+  _CONFIG = commands.define_config()
   _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Work directory, new or of a population to resume.", required=True
   )
@@ -48,4 +47,4 @@ if __name__ == "__main__":
     "at_once", 0, "Members per device that share each operation; 0 chooses."
   )
   flags.mark_flag_as_required("config")
-  errors.run(main)
+  commands.run(main, resumes=True)

@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from mmoe_jax import errors
+from mmoe_jax import commands
 from mmoe_jax.evaluation.results_table import format_population, format_results
 from mmoe_jax.workdir import contract
 
@@ -17,4 +17,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   _WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run.", required=True)
-  errors.run(main)
+  commands.run(main)

@@ -6,22 +6,24 @@ For example with --space model.expert_dropout=uniform,0.0,0.5 --space "model.exp
 import os
 
 from absl import flags
-from ml_collections import config_flags
 
-from mmoe_jax import cache, errors, parallel
-from mmoe_jax.training import search, search_space
+from mmoe_jax import commands
 
 
 def main(argv: list[str]) -> None:
   """Runs the search and prints the command that trains the best trial."""
   del argv
+  from mmoe_jax import cache, parallel
+  from mmoe_jax.training import search, search_space
+
   parallel.use_all_cores()
   cache.keep_programs()
   parallel.warn_of_unused_accelerator()
   config, flag = _CONFIG.value, flags.FLAGS["config"]
   space = search_space.parse_space(_SPACE.value) or config.search
+  round_size = search.ROUND if _ROUND.value is None else _ROUND.value
   finished = search.run_search(
-    config, space, _TRIALS.value, _WORKDIR.value, _SEED.value, _ROUND.value
+    config, space, _TRIALS.value, _WORKDIR.value, _SEED.value, round_size
   )
   best = finished[0]
   overrides = {k: v for k, v in flag.override_values.items() if k != "search"}
@@ -35,9 +37,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "FILE.py or FILE.py:ARG; --config.KEY=VALUE overrides.", lock_config=True
-  )
+  _CONFIG = commands.define_config()
   _TRIALS = flags.DEFINE_integer("trials", None, "Number of trials, earlier ones included.")
   _WORKDIR = flags.DEFINE_string("workdir", None, "Work directory, new or of a search to resume.")
   _SPACE = flags.DEFINE_multi_string(
@@ -47,6 +47,6 @@ if __name__ == "__main__":
     "and greatest value, or choice with all values.",
   )
   _SEED = flags.DEFINE_integer("seed", 0, "Seed of the search.")
-  _ROUND = flags.DEFINE_integer("round", search.ROUND, "Trials that are drawn at a time.")
+  _ROUND = flags.DEFINE_integer("round", None, "Trials that are drawn at a time; 8 by default.")
   flags.mark_flags_as_required(["config", "trials", "workdir"])
-  errors.run(main)
+  commands.run(main, resumes=True)

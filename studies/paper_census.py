@@ -18,7 +18,7 @@ from absl import flags
 
 from benchmarks.machine import describe_machine
 from configs import census
-from mmoe_jax import cache, data, errors, parallel
+from mmoe_jax import cache, commands, data, parallel
 from mmoe_jax.config import override
 from mmoe_jax.errors import require, require_known
 from mmoe_jax.evaluation import tables
@@ -333,4 +333,4 @@ if __name__ == "__main__":
   _EPOCHS = flags.DEFINE_integer("epochs", EPOCHS, "Of each training.")
   _DATA_DIR = flags.DEFINE_string("data_dir", "data/census", "What data preparation wrote.")
   _OUT = flags.DEFINE_string("out", None, "Where populations, tables and plots go.", required=True)
-  errors.run(main)
+  commands.run(main, resumes=True)

@@ -24,7 +24,7 @@ from absl import flags
 from benchmarks.machine import describe_machine
 from configs import synthetic as synthetic_config
 from data_prep import synthetic
-from mmoe_jax import cache, data, errors, parallel
+from mmoe_jax import cache, commands, data, parallel
 from mmoe_jax.config import override
 from mmoe_jax.errors import require, require_known
 from mmoe_jax.evaluation import tables
@@ -279,4 +279,4 @@ if __name__ == "__main__":
   _CORRELATIONS = flags.DEFINE_list("correlations", list(map(str, CORRELATIONS)), "Which p.")
   _EPOCHS = flags.DEFINE_integer("epochs", None, "Of each training; the config's where not given.")
   _OUT = flags.DEFINE_string("out", None, "Where populations, tables and plots go.", required=True)
-  errors.run(main)
+  commands.run(main, resumes=True)

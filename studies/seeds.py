@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 from scipy import stats
 
-from mmoe_jax import errors
+from mmoe_jax import commands, errors
 from mmoe_jax.data import SPLITS
 from mmoe_jax.files import write_atomically
 from mmoe_jax.training import loop
@@ -95,4 +95,4 @@ if __name__ == "__main__":
   _SEEDS = flags.DEFINE_integer("seeds", 5, "How many seeds, from 0 up.")
   _OUT = flags.DEFINE_string("out", None, "Where the runs and tables go.", required=True)
   flags.mark_flag_as_required("config")
-  errors.run(main)
+  commands.run(main, resumes=True)

@@ -1,8 +1,10 @@
 """Prediction: the same probabilities as in the evaluation of training."""
 
+import csv
 import json
 import os
 import re
+import shutil
 
 import flax.linen as nn
 import numpy as np
@@ -10,21 +12,20 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from configs import smoke
 from data_prep.census_income import COLUMNS
 from mmoe_jax import data, models
 from mmoe_jax.data.tables import read_table
 from mmoe_jax.errors import UserError
 from mmoe_jax.evaluation.results_table import format_results
 from mmoe_jax.prediction.predictor import Predictor, to_scores
-from mmoe_jax.training import loop
+from mmoe_jax.training import loop, population
 
 TASKS = ("income_50k", "marital_stat")
 
 
 @pytest.fixture(scope="module")
 def workdir(prepared, tmp_path_factory):
-  from configs import smoke
-
   config = smoke.get_config()
   config.data_dir = prepared
   config.train.devices = 1
@@ -126,3 +127,78 @@ def test_predictions_of_every_kind_give_the_metrics_of_the_run(
 def test_a_folder_without_a_run_is_named(tmp_path):
   with pytest.raises(UserError, match=r"contains no config\.json"):
     Predictor(str(tmp_path))
+
+
+def write_rows(path, frame, change):
+  """Writes rows without header, changed cell by cell."""
+  rows = [[change(c, v) for c, v in zip(COLUMNS, row, strict=True)] for row in frame.to_numpy()]
+  with open(path, "w", encoding="utf-8", newline="") as file:
+    csv.writer(file).writerows(rows)
+  return str(path)
+
+
+def test_values_that_training_did_not_contain_are_counted(workdir, raw, tmp_path, capsys):
+  predictor = Predictor(workdir)
+  frame = read_table(raw[1], COLUMNS).iloc[:50].astype(object)
+  out = str(tmp_path / "scores.csv")
+  predictor.score_file(write_rows(tmp_path / "a.csv", frame, lambda c, v: v), out)
+  assert not capsys.readouterr().err
+  # White space is no part of a value, so the scores are the same.
+  spaced = str(tmp_path / "spaced.csv")
+  predictor.score_file(write_rows(tmp_path / "b.csv", frame, lambda c, v: f" {v}\t"), spaced)
+  assert not capsys.readouterr().err
+  assert (tmp_path / "spaced.csv").read_text() == (tmp_path / "scores.csv").read_text()
+  lower = write_rows(tmp_path / "c.csv", frame, lambda c, v: v.lower() if c == "sex" else v)
+  predictor.score_file(lower, out)
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) == 1
+  assert "c.csv, column 'sex': 50 of 50 rows have values that training did not contain" in lines[0]
+
+
+def test_the_input_is_not_overwritten(workdir, raw, tmp_path):
+  path = write_rows(tmp_path / "rows.csv", read_table(raw[1], COLUMNS).iloc[:5], lambda c, v: v)
+  before = (tmp_path / "rows.csv").read_bytes()
+  (tmp_path / "link.csv").symlink_to("rows.csv")
+  for output in (path, str(tmp_path / "link.csv")):
+    with pytest.raises(UserError, match="is the input; use another file"):
+      Predictor(workdir).score_file(path, output)
+  assert (tmp_path / "rows.csv").read_bytes() == before
+
+
+def copy_of(workdir, tmp_path):
+  return shutil.copytree(workdir, str(tmp_path / "copy"))
+
+
+@pytest.mark.parametrize(
+  ("name", "old", "new"),
+  [
+    ("config.json", '"seed": 0', '"seed": 1'),
+    ("config.json", '"tower_activation": "relu"', '"tower_activation": "tanh"'),
+    ("schema.json", '"std": ', '"std": 1'),
+  ],
+)
+def test_edited_settings_are_noticed_before_anything_is_scored(workdir, tmp_path, name, old, new):
+  copy = copy_of(workdir, tmp_path)
+  path = os.path.join(copy, name)
+  with open(path, encoding="utf-8") as file:
+    text = file.read()
+  assert old in text
+  with open(path, "w", encoding="utf-8") as file:
+    file.write(text.replace(old, new, 1))
+  with pytest.raises(UserError, match=rf"{name}: changed since the run began"):
+    Predictor(copy)
+  os.remove(path)
+  with pytest.raises(UserError, match=f"contains no {name}"):
+    Predictor(copy)
+
+
+def test_a_diverged_member_is_not_scored(prepared, tmp_path):
+  config = smoke.get_config()
+  config.data_dir, config.train.epochs, config.train.devices = prepared, 2, 1
+  members = [{"optimizer.dense.learning_rate": rate} for rate in (1e-3, 1e29)]
+  workdir = str(tmp_path / "p")
+  results = population.train_population(config, members, workdir)
+  assert "error" in results[1]
+  Predictor(workdir, 0)
+  with pytest.raises(UserError, match="--member=1: its training diverged"):
+    Predictor(workdir, 1)

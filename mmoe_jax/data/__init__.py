@@ -1,6 +1,6 @@
 """Data: schema, encoding, reading of tables, loading of prepared arrays. No JAX."""
 
-from mmoe_jax.data.encoding import encode, to_features
+from mmoe_jax.data.encoding import count_unknown, encode, to_features
 from mmoe_jax.data.loading import SCHEMA_FILE, SPLITS, StoredSplit, load, memory_budget, verify
 from mmoe_jax.data.manifest import MANIFEST, write_manifest
 from mmoe_jax.data.schema import (
@@ -36,6 +36,7 @@ __all__ = [
   "StoredSplit",
   "Task",
   "add_crosses",
+  "count_unknown",
   "encode",
   "load",
   "memory_budget",

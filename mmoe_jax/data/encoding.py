@@ -79,6 +79,15 @@ def to_features(schema: Schema, rows: EncodedRows) -> dict[str, np.ndarray]:
   return {"ids": np.asarray(rows.ids), "numeric": ((x - mean) / std).astype(np.float32)}
 
 
+def count_unknown(schema: Schema, rows: EncodedRows) -> dict[str, int]:
+  """Returns column -> number of rows whose value no train row had, for categories with any."""
+  return {
+    feature.sources[0]: count
+    for feature, ids_N in zip(schema.id_features, rows.ids.T, strict=True)
+    if feature.kind == "category" and (count := int((ids_N == UNKNOWN).sum()))
+  }
+
+
 def cross_ids(schema: Schema, feature: IdFeature, ids: Mapping[str, np.ndarray]) -> np.ndarray:
   """Returns the ids (N,) of a crossed feature.
 

@@ -30,7 +30,7 @@ class IdFeature:
   name: str
   kind: str
   sources: tuple[str, ...]
-  values: tuple[str | float, ...]
+  values: tuple[str | int | float, ...]
 
   @property
   def size(self) -> int:

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import gzip
 import io
+import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
@@ -14,6 +15,8 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from mmoe_jax.errors import UserError, require, require_known
+
+_LARGEST = 1e30
 
 
 def read_table(path: str, columns: Sequence[str]) -> pd.DataFrame:
@@ -33,6 +36,7 @@ def read_table(path: str, columns: Sequence[str]) -> pd.DataFrame:
     UserError: naming the file, and the line that has the wrong number of columns.
     OSError: if the file cannot be read.
   """
+  _require_readable(path, len(columns))
   with _user_errors(path, columns):
     first = pd.read_csv(path, nrows=1, **_options(path)).iloc[0]
   first = [str(value).strip() for value in first]
@@ -48,6 +52,22 @@ def read_table(path: str, columns: Sequence[str]) -> pd.DataFrame:
   require(len(frame) > 0, f"{path}: no rows")
   frame.index = pd.RangeIndex(1 + has_header, 1 + has_header + len(frame))
   return frame
+
+
+def _require_readable(path: str, columns: int) -> None:
+  """Validates that a path is a file whose first line is not empty; it is read several times."""
+  require(
+    "\0" not in path and path.encode("utf-8", "ignore").decode() == path,
+    f"{path!r}: contains characters that no file name has, or that the locale cannot express",
+  )
+  require(
+    os.path.isfile(path) or not os.path.exists(path),
+    f"{path}: must be a file, not a folder, pipe or device",
+  )
+  with _user_errors(path, ()), _open(path, "rb") as file:
+    first, more = file.readline(1 << 20), file.read(1)
+    is_blank = not first.strip() and bool(more)
+    require(not is_blank, f"{path}, line 1: is empty, must have {columns} columns")
 
 
 def _read_plain(path: str, names: Sequence[str], has_header: bool) -> pd.DataFrame | None:
@@ -78,8 +98,8 @@ def _read_plain(path: str, names: Sequence[str], has_header: bool) -> pd.DataFra
 
 
 def _strip(column: pd.Series) -> pd.Series:
-  """Returns a categorical column with its strings stripped of spaces."""
-  stripped = column.cat.categories.str.lstrip(" ").str.rstrip()
+  """Returns a categorical column with its strings stripped of white space."""
+  stripped = column.cat.categories.str.strip()
   if stripped.is_unique:
     return column.cat.rename_categories(stripped)
   return pd.Series(stripped.to_numpy(object)[column.cat.codes], dtype="category")
@@ -95,7 +115,7 @@ def _read_any(path: str, names: Sequence[str], has_header: bool) -> pd.DataFrame
   is_padded = bool(((frame[extra] != "") | (frame[names[-1]] == "")).any())
   if is_padded or _count(path, b",") != [commas]:
     _require_columns(path, names)
-  return frame.drop(columns=extra).apply(lambda column: column.str.rstrip().astype("category"))
+  return frame.drop(columns=extra).apply(lambda column: column.str.strip().astype("category"))
 
 
 def _options(path: str) -> dict[str, Any]:
@@ -118,7 +138,9 @@ def _user_errors(path: str, columns: Sequence[str]) -> Iterator[None]:
     yield
   except pd.errors.EmptyDataError as error:
     raise UserError(f"{path}: the file is empty") from error
-  except (pd.errors.ParserError, UnicodeDecodeError, EOFError, zlib.error) as error:
+  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    raise UserError(f"{path}: not a gzip file, or damaged: {error}") from error
+  except (pd.errors.ParserError, UnicodeDecodeError, csv.Error) as error:
     reason = str(error).replace("Error tokenizing data. C error: ", "").strip()
     raise UserError(f"{path}: not a table of {len(columns)} columns: {reason}") from error
 
@@ -139,12 +161,15 @@ def parse_numbers(frame: pd.DataFrame, column: str, where: str, least: float = 0
   codes, values = pd.factorize(frame[column])
   values = np.asarray(values, object)
   parsed = pd.to_numeric(pd.Series(values), errors="coerce").to_numpy(np.float64)
-  bad = ~(np.isfinite(parsed) & (parsed >= least))
+  # Models compute in float32, where larger numbers are infinite.
+  bad = ~((np.abs(parsed) <= _LARGEST) & (parsed >= least))
   if bad.any():
     row = int(np.argmax(bad[codes]))
     raise UserError(
       f"{where}, line {frame.index[row]}, column '{column}': "
-      f"'{values[codes[row]]}' is not a number" + (f" >= {least:g}" if np.isfinite(least) else "")
+      f"'{values[codes[row]]}' is not a number"
+      + (f" >= {least:g}" if np.isfinite(least) else "")
+      + (f" up to {_LARGEST:g}" if abs(parsed[codes[row]]) > _LARGEST else "")
     )
   return parsed[codes]
 

@@ -211,5 +211,5 @@ def _read_epochs(
     {k: x for k, x in record.items() if k == "epoch" or k.startswith(PREFIX)}
     for record in records
     # A member that has stopped has no values.
-    if all(record.get(name) is not None for name in needed)
+    if all(isinstance(record.get(name), int | float) for name in needed)
   ]

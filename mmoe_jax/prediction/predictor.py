@@ -1,6 +1,7 @@
 """Predictor: scores of raw rows by the best variables of a run."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,9 @@ from mmoe_jax.data.tables import floats_as_csv, read_table
 from mmoe_jax.errors import UserError, require
 from mmoe_jax.evaluation import evaluate
 from mmoe_jax.files import write_atomically
-from mmoe_jax.workdir import checkpoint, contract
+from mmoe_jax.workdir import checkpoint, contract, logs
+
+_UNKNOWN_SHARE = 0.05  # Of unknown values in a column, above which there is a warning.
 
 
 class Predictor:
@@ -50,6 +53,7 @@ class Predictor:
     require(best is not None, f"{workdir}: contains no checkpoint yet")
     self.log = best.log
     self.epoch = best.epoch
+    _require_converged(workdir, member, best.epoch)
     self.variables = jax.tree.map(lambda a: a[member], best.item) if members else best.item
 
   def __call__(self, frame: pd.DataFrame, where: str = "the table") -> pd.DataFrame:
@@ -95,9 +99,30 @@ class Predictor:
     require(not is_input, f"--output={output_path}: is the input; use another file")
     frame = read_table(input_path, self.schema.columns)
     encoded = data.encode(self.schema, frame, where=input_path)
+    self._warn_of_unknown(frame, encoded, input_path)
     scores = self.score(data.to_features(self.schema, encoded))
+    for name, values in scores.items():
+      is_finite = np.isfinite(values)
+      require(
+        bool(is_finite.all()),
+        f"{input_path}, line {frame.index[int(np.argmin(is_finite))]}: the score of {name} is not "
+        "finite; check the numbers of this row, or train again if every row is concerned",
+      )
     write_atomically(output_path, floats_as_csv(scores))
     return len(frame)
+
+  def _warn_of_unknown(self, frame: pd.DataFrame, rows: data.EncodedRows, where: str) -> None:
+    """Prints a warning for columns with many values that training did not contain."""
+    for column, count in data.count_unknown(self.schema, rows).items():
+      if count > _UNKNOWN_SHARE * len(frame):
+        feature = next(f for f in self.schema.id_features if f.sources == (column,))
+        value = next(v for v in frame[column] if v not in feature.values)
+        print(
+          f"warning: {where}, column '{column}': {count:,} of {len(frame):,} rows have values that "
+          f"training did not contain, such as '{value:.60}' (training had '{feature.values[0]}'); "
+          "their scores mean little",
+          file=sys.stderr,
+        )
 
   def _variables_like(self, leading: tuple[int, ...]) -> Any:
     """Returns the shapes of the variables, with leading axes."""
@@ -150,3 +175,11 @@ def _check_member(workdir: str, members: int, member: int | None) -> None:
   require(
     0 <= member < members, f"--member={member}: must be from 0 to {members - 1}, the last member"
   )
+
+
+def _require_converged(workdir: str, member: int | None, epoch: int) -> None:
+  """Raises UserError for a member of a population whose training diverged."""
+  records = logs.read_metrics(workdir, epoch) if member is not None else []
+  diverged = records[-1].get("errors") if records else None
+  if isinstance(diverged, dict) and str(member) in diverged:
+    raise UserError(f"--member={member}: its training diverged ({diverged[str(member)]})")

@@ -5,12 +5,14 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
+
+import msgspec
 
 from mmoe_jax import digests
-from mmoe_jax.data import MANIFEST, SPLITS, Schema, restore_schema, save_schema
+from mmoe_jax.data import MANIFEST, Schema, restore_schema, save_schema
 from mmoe_jax.errors import UserError, require
-from mmoe_jax.files import read_json_object, write_json
+from mmoe_jax.files import parse, read_json_object, write_json
 
 CONFIG = "config.json"
 SCHEMA = "schema.json"
@@ -18,16 +20,46 @@ RESULTS = "results.json"
 LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
 MEMBERS = "members"  # Key of a population's config.json and results.json.
-_RESULT_KEYS = (
-  "best_epoch",
-  "epochs",
-  "notes",
-  "parameters",
-  "rows_per_second",
-  "train_rows",
-  "wall_seconds",
-)
-_POPULATION_KEYS = {"members", "rows_per_second", "train_rows", "wall_seconds"}
+_Metrics = dict[str, float | None]
+
+
+class _Results(TypedDict):
+  """Entries of a run's results.json that readers rely on."""
+
+  best_epoch: int
+  epochs: int
+  notes: dict[str, str]
+  parameters: int
+  rows_per_second: float
+  train_rows: int
+  wall_seconds: float
+  train: _Metrics
+  validation: _Metrics
+  test: _Metrics
+
+
+class _Member(TypedDict):
+  """Entries of a member in a population's results.json; metrics unless it has an error."""
+
+  member: dict[str, Any]
+  best_epoch: int
+  epochs: int
+  parameters: int
+  error: NotRequired[str]
+  train: NotRequired[_Metrics]
+  validation: NotRequired[_Metrics]
+  test: NotRequired[_Metrics]
+
+
+class _PopulationResults(TypedDict):
+  """Entries of a population's results.json that readers rely on."""
+
+  members: Annotated[list[_Member], msgspec.Meta(min_length=1)]
+  rows_per_second: float
+  train_rows: int
+  wall_seconds: float
+
+
 _LOCATIONS = ("data_dir",)  # Keys that may change when a run resumes.
 
 
@@ -167,8 +199,7 @@ def read_results(workdir: str) -> dict[str, Any]:
   path = os.path.join(workdir, RESULTS)
   require(os.path.exists(path), f"{workdir}: contains no {RESULTS}; the run has not finished")
   results = digests.read_sealed(path)
-  keys = _POPULATION_KEYS if MEMBERS in results else {*SPLITS, *_RESULT_KEYS}
-  require(keys <= results.keys(), f"{path}: broken: not the results of a run")
+  parse(results, _PopulationResults if MEMBERS in results else _Results, path)
   return results
 
 
@@ -203,6 +234,11 @@ def _check_or_write(
 def _require_name(workdir: str) -> None:
   require(bool(workdir), "--workdir is empty: must be a folder")
   path = os.path.abspath(workdir)
+  require(
+    path.isprintable() and path.encode("utf-8", "ignore").decode() == path,
+    f"--workdir={workdir}: contains characters that cannot be used here; use another name, or set "
+    "$PYTHONUTF8=1",
+  )
   bad = sorted(set("[]*?") & set(path))
   require(
     not bad,

@@ -5,14 +5,26 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
+import msgspec
 import tensorboardX
 
 from mmoe_jax.files import to_json, write_atomically
 from mmoe_jax.workdir.progress import Progress, mean
 
 METRICS_FILE = "metrics.jsonl"
+
+
+class _Record(TypedDict):
+  """Entries of a record that a resumed run relies on."""
+
+  epoch: int
+  rows_per_second: NotRequired[float]
+  wall_seconds: NotRequired[float]
+  active: NotRequired[list[bool]]  # Of a population's members, as `errors`.
+  errors: NotRequired[dict[str, str]]
+  warnings: NotRequired[dict[str, list[str]]]
 
 
 def read_metrics(workdir: str, last_epoch: int | None = None) -> list[dict[str, Any]]:
@@ -23,10 +35,9 @@ def read_metrics(workdir: str, last_epoch: int | None = None) -> list[dict[str, 
     with open(path, encoding="utf-8", errors="replace") as file:
       for line in file:
         try:
+          msgspec.json.decode(line, type=_Record)
           record = json.loads(line)
-        except ValueError:
-          break
-        if not isinstance(record, dict) or not isinstance(record.get("epoch"), int):
+        except (ValueError, RecursionError):
           break
         if last_epoch is not None and record["epoch"] > last_epoch:
           break

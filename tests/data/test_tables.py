@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from mmoe_jax.data.tables import floats_as_csv, read_table
+from mmoe_jax.data.tables import floats_as_csv, parse_numbers, read_table
 from mmoe_jax.errors import UserError
 from mmoe_jax.files import write_atomically
 
@@ -93,7 +93,7 @@ def test_gzip_is_read_and_truncated_gzip_is_named(tmp_path):
   path.write_bytes(gzip.compress(b"1,2,3\n" * 1000))
   assert len(read_table(str(path), COLUMNS)) == 1000
   path.write_bytes(path.read_bytes()[:-20])
-  with pytest.raises(UserError, match=r"rows\.csv\.gz: not a table"):
+  with pytest.raises(UserError, match=r"rows\.csv\.gz: not a gzip file, or damaged"):
     read_table(str(path), COLUMNS)
 
 
@@ -142,3 +142,60 @@ def test_a_failed_write_leaves_only_the_old_file(tmp_path):
     write_atomically(str(path), 5)
   assert path.read_text() == "first"
   assert os.listdir(tmp_path) == ["out.txt"]
+
+
+def test_white_space_around_values_is_no_part_of_them(tmp_path):
+  plain = read(tmp_path, "7,\tMale\t, 50000+.\r\n8,  Female , x\n")
+  quoted = read(tmp_path, '7," Male ","\t50000+."\n8,"Female",x\n')
+  assert plain.to_numpy().tolist() == [["7", "Male", "50000+."], ["8", "Female", "x"]]
+  assert quoted.to_numpy().tolist() == plain.to_numpy().tolist()
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("\n1,2,3\n", "line 1: is empty, must have 3 columns"),
+    ("  \n1,2,3\n", "line 1: is empty, must have 3 columns"),
+    ("", "the file is empty"),
+    ('1,2\n3,"' + "x" * 200_000 + '",5\n', "columns"),
+    ("1,2,3\n4,5\n", "line 2: has 2 columns, must have 3"),
+  ],
+)
+def test_files_that_are_no_tables_are_named(tmp_path, text, message):
+  with pytest.raises(UserError, match=message):
+    read(tmp_path, text)
+
+
+def test_a_long_field_is_read(tmp_path):
+  text = "x" * 200_000
+  frame = read(tmp_path, f'1,"{text}",3\n2,{text},"4"\n')
+  assert list(frame["job"]) == [text, text]
+
+
+def test_paths_that_are_no_files_are_refused(tmp_path):
+  os.mkfifo(tmp_path / "pipe")
+  for path, message in (
+    (str(tmp_path / "pipe"), "must be a file, not a folder, pipe or device"),
+    (str(tmp_path), "must be a file"),
+    ("/dev/null", "must be a file"),
+    ("a\0b", "contains characters"),
+    ("a\udcffb", "contains characters"),
+  ):
+    with pytest.raises(UserError, match=message):
+      read_table(path, COLUMNS)
+  with pytest.raises(FileNotFoundError):
+    read_table(str(tmp_path / "none"), COLUMNS)
+
+
+def test_a_file_that_is_no_gzip_file_is_named(tmp_path):
+  path = tmp_path / "rows.csv.gz"
+  path.write_text("1,2,3\n")
+  with pytest.raises(UserError, match=r"rows\.csv\.gz: not a gzip file"):
+    read_table(str(path), COLUMNS)
+
+
+@pytest.mark.parametrize("value", ["1e31", "-1", "1e300", "inf"])
+def test_numbers_beyond_float32_are_refused(tmp_path, value):
+  frame = read(tmp_path, f"1,a,b\n{value},a,b\n")
+  with pytest.raises(UserError, match="line 2, column 'age'"):
+    parse_numbers(frame, "age", "rows.csv")

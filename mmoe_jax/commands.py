@@ -1,0 +1,107 @@
+"""Commands: flags that they share, errors in one line, interrupts."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from absl import app, flags, logging
+
+from mmoe_jax.errors import UserError, describe
+
+flags.disclaim_key_flags()  # --help shows --config among the command's own flags.
+
+_INTERRUPT_SECONDS = 3.0  # From a Ctrl-C to the end, at the latest.
+
+
+def define_config() -> flags.FlagHolder:
+  """Defines --config FILE.py or FILE.py:ARG, and --config.KEY=VALUE for each of its keys."""
+  from ml_collections import config_flags
+
+  try:
+    return config_flags.DEFINE_config_file(
+      "config", None, "FILE.py or FILE.py:ARG; --config.KEY=VALUE overrides.", lock_config=True
+    )
+  except flags.Error as error:  # It reads the files of --flagfile already here.
+    _fail(error)
+
+
+def run(main: Callable[[list[str]], None], resumes: bool = False) -> None:
+  """Runs a command like absl's `app.run`, with one clear line for errors that users can correct.
+
+  Wrong flags and configs, UserError, OSError (missing file, no permission, full disk), too little
+  memory and a JAX that cannot start print `error: …` on standard error and exit with status 2; an
+  interrupt exits with 130. Other errors are bugs and keep their traceback.
+
+  Args:
+    main: function of the command line's remaining arguments, called after flags are parsed. It
+      imports what takes long, so that `--help` does not wait and an interrupt is one line.
+    resumes: whether the same command resumes after an interrupt.
+  """
+
+  def parse(argv: list[str]) -> list[str]:
+    # JAX and orbax would log a dozen lines per run, and their view of each error.
+    logging.set_verbosity(logging.FATAL)
+    try:
+      rest = flags.FLAGS(argv)
+    # A config file is user code, and ml_collections raises errors of any type.
+    except Exception as error:
+      _fail(error)
+    if len(rest) > 1:
+      _fail(UserError(f"unexpected argument '{rest[1]}'; every option starts with --"))
+    return rest
+
+  def guarded(argv: list[str]) -> None:
+    try:
+      main(argv)
+    except (UserError, OSError) as error:
+      _fail(error)
+    except (MemoryError, RuntimeError, ValueError) as error:
+      text = _explain(error)
+      if text is None:
+        raise
+      _fail(UserError(text))
+    except KeyboardInterrupt:
+      ending = "the same command resumes from the last checkpoint" if resumes else "ended"
+      _print(f"\ninterrupted; {ending}")
+      os._exit(130)  # Saving threads must not delay a Ctrl-C.
+
+  signal.signal(signal.SIGINT, _interrupt)
+  app.run(guarded, flags_parser=parse)
+
+
+def _interrupt(*_: Any) -> NoReturn:
+  """Raises KeyboardInterrupt, and ends the process if that is lost in a library's callback."""
+  timer = threading.Timer(_INTERRUPT_SECONDS, lambda: os._exit(130))
+  timer.daemon = True
+  timer.start()
+  raise KeyboardInterrupt
+
+
+def _explain(error: Exception) -> str | None:
+  """Returns an error line for a fault of the machine or of JAX's settings; None for a bug."""
+  text = str(error)
+  if isinstance(error, MemoryError):
+    return f"not enough memory ({text or 'no details'}); use fewer rows, or a smaller size"
+  if "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
+    return (
+      f"not enough memory on the device ({text.splitlines()[0]}); use a smaller batch or model, or "
+      "set config.train.memory_gib to stream the rows"
+    )
+  if "Unable to initialize backend" in text:
+    return f"JAX cannot start: {text}; check $JAX_PLATFORMS and $JAX_NUM_CPU_DEVICES"
+  return f"JAX cannot start: {text}" if "for JAX flag" in text else None
+
+
+def _fail(error: BaseException) -> NoReturn:
+  _print(f"error: {describe(error)}")
+  if sys.stdout is not None:
+    sys.stdout.flush()
+  os._exit(2)  # Background threads of a failed save or restore would print more errors.
+
+
+def _print(line: str) -> None:
+  if sys.stderr is not None:  # It may be closed.
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,114 @@
+"""Faults of the surroundings: one line and exit status 2, no traceback."""
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests import ROOT
+from tests.commands import command, environment, run
+
+
+def assert_one_line(done: subprocess.CompletedProcess, *texts: str) -> None:
+  assert done.returncode == 2, done.stderr
+  lines = done.stderr.strip().splitlines()
+  assert len(lines) == 1, done.stderr
+  assert lines[0].startswith("error: ")
+  for text in texts:
+    assert text in lines[0]
+
+
+def train(prepared, workdir, *arguments: object, **settings: str) -> subprocess.CompletedProcess:
+  return run(
+    "mmoe_jax.main",
+    *("--config", "configs/smoke.py", f"--config.data_dir={prepared}", "--workdir", workdir),
+    *arguments,
+    **settings,
+  )
+
+
+@pytest.mark.parametrize(
+  ("settings", "text"),
+  [
+    ({"JAX_PLATFORMS": "foo"}, "JAX cannot start: Unable to initialize backend 'foo'"),
+    ({"JAX_DISABLE_JIT": "1"}, "$JAX_DISABLE_JIT is set"),
+    ({"JAX_NUM_CPU_DEVICES": "abc"}, 'Invalid value "abc"'),
+    (
+      {"JAX_COORDINATOR_ADDRESS": "x", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"},
+      "$JAX_NUM_PROCESSES = 'two'",
+    ),
+    (
+      {"JAX_COORDINATOR_ADDRESS": "nohost", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
+      "cannot join the hosts of this job",
+    ),
+    ({"MMOE_MULTIHOST": "1"}, "cannot join the hosts of this job"),
+  ],
+)
+def test_faults_of_the_environment(prepared, tmp_path, settings, text):
+  assert_one_line(train(prepared, tmp_path / "w", **settings), text)
+  assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+  ("arguments", "text"),
+  [
+    (("--flagfile=/nonexistent",), "/nonexistent"),
+    (("--config.train.epoch=3",), "did you mean 'epochs'"),
+    (("--config.train.epochs=many",), "many"),
+    (("rows.csv",), "unexpected argument 'rows.csv'"),
+  ],
+)
+def test_faults_of_the_command_line(prepared, tmp_path, arguments, text):
+  assert_one_line(train(prepared, tmp_path / "w", *arguments), text)
+
+
+def test_folders_that_cannot_be_work_directories(prepared, tmp_path):
+  assert_one_line(train(prepared, prepared), "is a folder of prepared data")
+  assert_one_line(train(prepared, tmp_path / "[a]"), "contains '[]'")
+
+
+def test_other_commands(prepared, tmp_path):
+  config = ("--config", "configs/smoke.py", f"--config.data_dir={prepared}")
+  config += ("--workdir", tmp_path / "p")
+  for arguments, text in (
+    (("--vary", "model=1"), "config.model = 1.0"),
+    (("--vary", "loss.task_weights=1,2"), "config.loss.task_weights = 1.0"),
+    (("--at_once=-1",), "--at_once=-1"),
+    (("--seeds=1000000000",), "--seeds=1000000000"),
+  ):
+    assert_one_line(run("mmoe_jax.population", *config, *arguments), text)
+  assert_one_line(
+    run("data_prep.synthetic", "--out", tmp_path / "s", "--rows=1000000000000"), "not enough memory"
+  )
+
+
+def test_help_shows_config_and_imports_no_jax():
+  done = run("mmoe_jax.main", "--help", JAX_NUM_CPU_DEVICES="abc")
+  assert "--config: FILE.py" in done.stdout
+  assert not done.stderr
+
+
+@pytest.mark.parametrize("wait_for", ["", "epoch 1/"])
+def test_an_interrupt_is_one_line_at_any_time(prepared, tmp_path, wait_for):
+  words = command(
+    "mmoe_jax.main",
+    *("--config", "configs/smoke.py", f"--config.data_dir={prepared}"),
+    *("--workdir", tmp_path / "w", "--config.train.epochs=5000", "--config.select.patience=0"),
+  )
+  with subprocess.Popen(
+    words, cwd=ROOT, env=environment(), text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+  ) as process:
+    shown = ""
+    if wait_for:
+      while wait_for not in shown:
+        shown += process.stderr.readline()
+    else:
+      time.sleep(1.5)  # While libraries are imported.
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+  assert process.returncode == 130
+  assert "Traceback" not in rest
+  assert rest.strip().endswith("interrupted; the same command resumes from the last checkpoint")
+  assert os.path.exists(tmp_path / "w") == bool(wait_for)
