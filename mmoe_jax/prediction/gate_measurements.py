@@ -56,6 +56,7 @@ def measure_gates(
   require(
     os.path.exists(path), f"{directory}: contains no prepared data; pass its folder as --data"
   )
+  data.verify(directory)
   groups = _group_rows(directory, split, data.restore_schema(path), by)
   features, rows = _load_features(directory, config, split, predictor, workdir)
   predict = parallel.jit(evaluate.make_predict_with_gates(predictor.model))

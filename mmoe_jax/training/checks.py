@@ -118,7 +118,7 @@ def _check_group(settings: dict[str, Any], where: str, epochs: int) -> None:
       require_known(value, SCHEDULES, f"{where}.schedule")
       continue
     require(_is_number(value) and value >= 0, f"{where}.{key} = {value!r}: must be a number >= 0")
-    require(value < 1e30, f"{where}.{key} = {value!r}: must be a number below 1e30")
+    require(value < 3e38, f"{where}.{key} = {value!r}: must be a number below 3e38")
     if key in ("b1", "b2", "momentum"):
       require(value < 1, f"{where}.{key} = {value}: must be in [0, 1)")
   rate, warmup = settings["learning_rate"], settings.get("warmup_epochs", 0)

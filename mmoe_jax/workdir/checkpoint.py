@@ -7,10 +7,12 @@ restored array is verified; where the newest checkpoint is damaged, the one befo
 """
 
 import contextlib
+import gc
 import hashlib
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -24,6 +26,7 @@ from mmoe_jax.errors import SaveError, UserError, require
 from mmoe_jax.workdir.contract import CHECKPOINTS, saved_epochs
 
 KEPT = 2
+_QUIET_SECONDS = 0.3
 
 
 class Restored(NamedTuple):
@@ -217,6 +220,23 @@ class Checkpoints:
       )
     return None
 
+  def _read(self, path: str, args: Any) -> tuple[Any, str | None]:
+    """Reads items of a checkpoint: (items, None), or (None, why it cannot be read).
+
+    For a broken file, threads of orbax and tensorstore print up to 200 lines, some of them when the
+    error is forgotten, so it is forgotten here.
+    """
+    with _quiet():
+      try:
+        return self._reader.restore(path, args=args), None
+      # orbax, tensorstore and json raise errors of many types, bare Exception included.
+      except Exception as error:
+        reason = _first_line(error)
+      gc.collect()
+      time.sleep(_QUIET_SECONDS)  # Until the threads have finished,
+      gc.collect()  # and what they held is gone.
+    return None, reason
+
   def _restore(self, epoch: int, item: str, like: Any) -> Restored:
     """Restores an item of one checkpoint and verifies it.
 
@@ -229,13 +249,10 @@ class Checkpoints:
     wanted = {item: ocp.args.StandardRestore(abstract)}
     if os.path.isdir(os.path.join(path, "manifest")):
       wanted["manifest"] = ocp.args.JsonRestore()
-    try:
-      found = self._reader.restore(path, args=ocp.args.Composite(**wanted))
-      arrays, manifest = found[item], found.get("manifest")
-      digest = digest_arrays(arrays)
-    # orbax, tensorstore and json raise errors of many types, bare Exception included.
-    except Exception as error:
-      raise _DamagedError(_first_line(error)) from error
+    found, reason = self._read(path, ocp.args.Composite(**wanted))
+    if reason is not None:
+      raise _DamagedError(reason)
+    arrays, manifest = found[item], found.get("manifest")
     if "manifest" not in wanted:
       _warn(f"{path}: saved by an older version; cannot be verified")
       return Restored(epoch, arrays, None)
@@ -243,7 +260,7 @@ class Checkpoints:
       raise _DamagedError("its manifest changed since it was saved")
     if manifest["epoch"] != epoch:
       raise _DamagedError(f"it was saved as epoch {manifest['epoch']}")
-    if manifest["items"][item] != digest:
+    if manifest["items"][item] != digest_arrays(arrays):
       raise _DamagedError(f"'{item}' is not what was saved")
     for name, expected in manifest["belongs_to"].items():
       require(
@@ -254,6 +271,24 @@ class Checkpoints:
         "copy, or train in another --workdir",
       )
     return Restored(epoch, arrays, manifest["log"])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Discards standard error, also what threads of libraries in C++ write there."""
+  try:
+    saved = os.dup(2)
+  except OSError:  # It is closed.
+    yield
+    return
+  null = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(null, 2)
+  try:
+    yield
+  finally:
+    os.dup2(saved, 2)
+    os.close(saved)
+    os.close(null)
 
 
 def _key(entry: Any) -> str:

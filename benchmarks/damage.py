@@ -1,0 +1,285 @@
+"""Damages files of a work directory and of prepared data, and looks for silent wrong results.
+
+  python -m benchmarks.damage --count 1000 --out runs/damage
+
+A small run on real rows is trained once. Each damage changes one file of a copy (a flipped bit, a
+truncation, a deletion, an edited JSON value, a block of zeros) and then uses the copy as a person
+would: prediction, report, gate report, resumption, a new run. The result must be the same as
+without damage, or an error line, or differ with a warning. Everything else, a traceback included,
+is a failure. Writes damage.json.
+"""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from configs import smoke
+from data_prep import census_income, raw_files
+from mmoe_jax import cache, commands, data, errors
+from mmoe_jax.errors import UserError
+from mmoe_jax.evaluation import tables
+from mmoe_jax.evaluation.results_table import format_results
+from mmoe_jax.files import write_json
+from mmoe_jax.prediction.gate_measurements import measure_gates
+from mmoe_jax.prediction.predictor import Predictor
+from mmoe_jax.training import loop
+from mmoe_jax.workdir import contract
+
+_TIMES = ("wall_seconds", "rows_per_second")
+_MANY_LINES = 4
+
+
+def prepare(folder: str, rows: int) -> None:
+  """Prepares the first rows of the raw files in `folder`/data and trains on them in `folder`/run.
+
+  Args:
+    folder: output folder; `rows.csv` in it is the input of predictions.
+    rows: number of rows of each raw file.
+  """
+  paths = []
+  for path in raw_files.obtain(None, cache.folder()):
+    paths.append(os.path.join(folder, os.path.basename(path)))
+    with open(path, encoding="utf-8") as file, open(paths[-1], "w", encoding="utf-8") as out:
+      out.writelines(line for line, _ in zip(file, range(rows), strict=False))
+  census_income.prepare(*paths, os.path.join(folder, "data"))
+  shutil.copy(paths[1], os.path.join(folder, "rows.csv"))
+  loop.train_and_evaluate(_config(folder), os.path.join(folder, "run"))
+
+
+def _config(folder: str) -> Any:
+  config = smoke.get_config()
+  config.data_dir = os.path.join(folder, "data")
+  config.train.devices = 1
+  return config
+
+
+# ---- Uses of a work directory and of prepared data: each returns what a person would see ---------
+
+
+def predict(folder: str) -> Any:
+  """Scores rows.csv."""
+  path = os.path.join(folder, "scores.csv")
+  Predictor(os.path.join(folder, "run")).score_file(os.path.join(folder, "rows.csv"), path)
+  with open(path, encoding="utf-8") as file:
+    return file.read()
+
+
+def report(folder: str) -> Any:
+  """Prints the table of the results."""
+  return format_results(contract.read_results(os.path.join(folder, "run")), "run")
+
+
+def report_gates(folder: str) -> Any:
+  """Measures the gates."""
+  measured = measure_gates(os.path.join(folder, "run"), os.path.join(folder, "data"))
+  return {key: value for key, value in measured.items() if key not in ("workdir", "data")}
+
+
+def resume(folder: str) -> Any:
+  """Starts the finished run again."""
+  results = loop.train_and_evaluate(_config(folder), os.path.join(folder, "run"))
+  return {key: value for key, value in results.items() if key not in _TIMES}
+
+
+def load(folder: str) -> Any:
+  """Loads the data as a new run does."""
+  directory = os.path.join(folder, "data")
+  data.verify(directory)
+  config = _config(folder)
+  schema, splits = data.load(directory, **config.data)
+  sums = {
+    k: [float(np.nansum(a)) for a in (*s.features.values(), s.labels, s.weights)]
+    for k, s in splits.items()
+  }
+  return {"schema": repr(schema), "sums": sums}
+
+
+USES: dict[str, Callable[[str], Any]] = {
+  "predict": predict,
+  "report": report,
+  "gate report": report_gates,
+  "resume": resume,
+  "new run": load,
+}
+
+
+# ---- Damages: each changes one file ----------------------------------------------------------
+
+
+def flip(path: str, rng: random.Random) -> None:
+  """Flips a bit."""
+  with open(path, "r+b") as file:
+    content = bytearray(file.read())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    file.seek(0)
+    file.write(content)
+
+
+def truncate(path: str, rng: random.Random) -> None:
+  """Removes the end."""
+  os.truncate(path, rng.randrange(os.path.getsize(path)))
+
+
+def delete(path: str, rng: random.Random) -> None:
+  """Removes the file."""
+  del rng
+  os.remove(path)
+
+
+def blank(path: str, rng: random.Random) -> None:
+  """Overwrites a block with zeros, as a disk does after a power failure."""
+  size = os.path.getsize(path)
+  start = rng.randrange(size)
+  with open(path, "r+b") as file:
+    file.seek(start)
+    file.write(bytes(min(512, size - start)))
+
+
+def edit(path: str, rng: random.Random) -> None:
+  """Changes one value of a JSON file, or of one line of a file of JSON lines."""
+  with open(path, encoding="utf-8") as file:
+    text = file.read()
+  lines = text.splitlines(keepends=True) if path.endswith(".jsonl") else [text]
+  i = rng.randrange(len(lines))
+  tree = json.loads(lines[i])
+  at, key = rng.choice(list(_leaves(tree)))
+  value = at[key]
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    at[key] = rng.choice([None, 0, "x", [], {}, not value])
+  else:
+    at[key] = rng.choice([value + 1, -value, value * 1.01, None, "x"])
+  lines[i] = json.dumps(tree) + ("\n" if lines[i].endswith("\n") else "")
+  with open(path, "w", encoding="utf-8") as file:
+    file.write("".join(lines))
+
+
+def _leaves(tree: Any) -> Iterator[tuple[Any, Any]]:
+  for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+    if isinstance(value, dict | list) and value:
+      yield from _leaves(value)
+    else:
+      yield tree, key
+
+
+DAMAGES = {"flip": flip, "truncate": truncate, "delete": delete, "blank": blank, "edit": edit}
+
+
+# ---- The experiment --------------------------------------------------------------------------
+
+
+def attempt(use: Callable[[str], Any], folder: str, expected: Any) -> tuple[str, str]:
+  """Uses a damaged copy.
+
+  Returns:
+    The outcome (`same`, `error line`, `warning`, or a failure: `SILENT`, `TRACEBACK`, `NOISE`), and
+    the text that was printed or raised.
+  """
+  with _captured() as printed:
+    try:
+      found, error = use(folder), None
+    except (UserError, OSError) as caught:
+      found, error = None, errors.describe(caught)
+    except Exception as caught:
+      return "TRACEBACK", f"{type(caught).__name__}: {caught}"
+  text = printed()
+  lines = [line for line in text.splitlines() if not line.startswith(_USUAL)]
+  if len(lines) > _MANY_LINES:
+    return "NOISE", text
+  if error is not None:
+    return "error line", error
+  if any(line.startswith("warning: ") for line in lines):
+    return "warning", " / ".join(lines)
+  return ("same" if found == expected else "SILENT"), text
+
+
+# Lines of a run without damage.
+_USUAL = ("devices:", "model:", "train rows:", "work directory:", "epoch ")
+
+
+@contextlib.contextmanager
+def _captured() -> Iterator[Callable[[], str]]:
+  """Redirects standard error, also of libraries in C++; yields a function that returns the text."""
+  saved, text = os.dup(2), []
+  with tempfile.TemporaryFile() as file:
+    os.dup2(file.fileno(), 2)
+    try:
+      yield lambda: "".join(text)
+    finally:
+      os.dup2(saved, 2)
+      os.close(saved)
+      file.seek(0)
+      text.append(file.read().decode(errors="replace"))
+
+
+def run(base: str, count: int, seed: int) -> list[dict[str, str]]:
+  """Damages `count` times; returns file, damage, use, outcome and text of each."""
+  expected = {name: _expect(use, base) for name, use in USES.items()}
+  files = sorted(
+    os.path.relpath(os.path.join(parent, name), base)
+    for top in ("data", "run")
+    for parent, _, names in os.walk(os.path.join(base, top))
+    for name in names
+    if os.path.getsize(os.path.join(parent, name))
+  )
+  rng = random.Random(seed)
+  found = []
+  for i in range(count):
+    name = rng.choice(files)
+    is_json = name.endswith((".json", ".jsonl", "manifest/metadata"))
+    damage = rng.choice([d for d in DAMAGES if d != "edit" or is_json])
+    use = rng.choice(list(USES) if name.startswith("data") else list(USES)[:-1])
+    with tempfile.TemporaryDirectory(prefix="mmoe_jax_damage_") as copy:
+      folder = os.path.join(copy, "c")
+      shutil.copytree(base, folder)
+      DAMAGES[damage](os.path.join(folder, name), rng)
+      outcome, text = attempt(USES[use], folder, expected[use])
+    found.append({"file": name, "damage": damage, "use": use, "outcome": outcome, "text": text})
+    if outcome.isupper():
+      print(f"{i}: {outcome}: {name}, {damage}, {use}: {text[:500]}", flush=True)
+    if (i + 1) % 100 == 0:
+      print(f"{i + 1} of {count}: {dict(Counter(f['outcome'] for f in found))}", flush=True)
+  return found
+
+
+def _expect(use: Callable[[str], Any], base: str) -> Any:
+  """Returns the result without damage, in a copy, because some uses write."""
+  with tempfile.TemporaryDirectory(prefix="mmoe_jax_damage_") as copy:
+    return use(shutil.copytree(base, os.path.join(copy, "c")))
+
+
+def main(argv: list[str]) -> None:
+  """Runs the experiment and prints a table of the outcomes."""
+  del argv
+  errors.require(_COUNT.value >= 1, f"--count={_COUNT.value}: must be at least 1")
+  cache.keep_programs()
+  base = os.path.join(_OUT.value, "base")
+  shutil.rmtree(base, ignore_errors=True)
+  os.makedirs(base)
+  prepare(base, _ROWS.value)
+  found = run(base, _COUNT.value, _SEED.value)
+  write_json(os.path.join(_OUT.value, "damage.json"), {"seed": _SEED.value, "damages": found})
+  outcomes = sorted({f["outcome"] for f in found})
+  rows = [
+    [use, *(sum(f["use"] == use and f["outcome"] == o for f in found) for o in outcomes)]
+    for use in USES
+  ]
+  print(tables.markdown(["use", *outcomes], rows))
+  failures = [f for f in found if f["outcome"].isupper()]
+  errors.require(not failures, f"{len(failures)} of {len(found)} damages are failures")
+
+
+if __name__ == "__main__":
+  _COUNT = flags.DEFINE_integer("count", 1000, "Number of damages.")
+  _SEED = flags.DEFINE_integer("seed", 0, "Seed of the damages.")
+  _ROWS = flags.DEFINE_integer("rows", 4000, "Rows of each raw file.")
+  _OUT = flags.DEFINE_string("out", None, "Output folder.", required=True)
+  commands.run(main)
