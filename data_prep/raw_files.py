@@ -10,7 +10,6 @@ import gzip
 import hashlib
 import http.client
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -202,7 +201,7 @@ def _unpack(archive: str, cache: str) -> list[str]:
           found[raw] = os.path.join(folder, raw.name)
           content = gzip.GzipFile(fileobj=stream) if base.endswith(".gz") else stream
           with open(found[raw], "wb") as file:
-            shutil.copyfileobj(content, file)
+            _copy(content, file, raw, archive)
     except _BROKEN as error:
       raise UserError(f"{archive}: not a readable archive, or truncated ({error})") from error
     for raw in RAW_FILES:
@@ -212,6 +211,15 @@ def _unpack(archive: str, cache: str) -> list[str]:
     for raw, path in zip(RAW_FILES, paths, strict=True):
       os.replace(found[raw], path)
   return paths
+
+
+def _copy(content: BinaryIO, file: BinaryIO, raw: RawFile, archive: str) -> None:
+  """Copies a raw file of an archive; a longer one is refused before it fills the disk."""
+  left = raw.size
+  while block := content.read(1 << 20):
+    left -= len(block)
+    require(left >= 0, f"{archive}: {raw.name} in it is too long: it must have {raw.size:,} bytes")
+    file.write(block)
 
 
 def _members(archive: str) -> Iterator[tuple[str, BinaryIO]]:

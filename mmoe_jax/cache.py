@@ -21,8 +21,8 @@ def keep_programs() -> None:
   They are in `programs/MACHINE`, one folder per kind of processor, because machines may share a
   home directory. JAX's settings take precedence: $JAX_COMPILATION_CACHE_DIR sets another folder,
   JAX_ENABLE_COMPILATION_CACHE=false disables the cache. It is also disabled if the folder cannot be
-  written, or if other users can write it, because programs in it are executed. The folder may be
-  deleted at any time; results do not depend on it.
+  written, or if other users can write it or exchange it, because programs in it are executed. The
+  folder may be deleted at any time; results do not depend on it.
   """
   import jax  # Imported here, because data preparation uses `folder` without JAX.
 
@@ -31,13 +31,28 @@ def keep_programs() -> None:
   path = folder(PROGRAMS, _machine())
   with contextlib.suppress(OSError):
     os.makedirs(path, mode=0o700, exist_ok=True)
-    state = os.stat(path)
-    is_private = state.st_uid == os.getuid() and not state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    if is_private and os.access(path, os.W_OK | os.X_OK):
+    if _is_private(path) and os.access(path, os.W_OK | os.X_OK):
       jax.config.update("jax_compilation_cache_dir", path)
       # Programs that compile faster than they load are not saved.
       jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
       jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _is_private(path: str) -> bool:
+  """Returns whether only this user and root can write a folder, or rename one above it."""
+  path = os.path.realpath(path)
+  if os.stat(path).st_uid != os.getuid():
+    return False
+  while True:
+    state = os.stat(path)
+    others_write = state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    # In a folder with the sticky bit, such as /tmp, only owners rename their entries.
+    if state.st_uid not in (0, os.getuid()) or (others_write and not state.st_mode & stat.S_ISVTX):
+      return False
+    parent = os.path.dirname(path)
+    if parent == path:
+      return True
+    path = parent
 
 
 def _machine() -> str:

@@ -64,3 +64,16 @@ def test_jax_has_the_last_word(tmp_path):
 @pytest.mark.parametrize("home", ["/proc/nowhere", "/dev/null/nowhere"])
 def test_an_unwritable_cache_is_disabled(home):
   assert compile_with(XDG_CACHE_HOME=home) == ["None", "0"]
+
+
+def test_a_cache_that_others_can_write_or_exchange_is_disabled(tmp_path):
+  home = tmp_path / "home"
+  home.mkdir()
+  compile_with(XDG_CACHE_HOME=str(home))
+  for folder in (home, home / "mmoe_jax", home / "mmoe_jax" / "programs"):
+    mode = folder.stat().st_mode
+    folder.chmod(mode | 0o022)
+    assert compile_with(XDG_CACHE_HOME=str(home)) == ["None", "0"]
+    folder.chmod(mode)
+  home.chmod(0o1777)  # Like /tmp: only owners rename their entries.
+  assert compile_with(XDG_CACHE_HOME=str(home))[0] != "None"

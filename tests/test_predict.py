@@ -202,3 +202,10 @@ def test_a_diverged_member_is_not_scored(prepared, tmp_path):
   Predictor(workdir, 0)
   with pytest.raises(UserError, match="--member=1: its training diverged"):
     Predictor(workdir, 1)
+
+
+@pytest.mark.parametrize("name", ["config.json", "results.json", "checkpoints/3/best/x"])
+def test_files_of_the_run_are_not_overwritten(workdir, raw, tmp_path, name):
+  path = write_rows(tmp_path / "rows.csv", read_table(raw[1], COLUMNS).iloc[:5], lambda c, v: v)
+  with pytest.raises(UserError, match="belongs to the run"):
+    Predictor(workdir).score_file(path, os.path.join(workdir, name))

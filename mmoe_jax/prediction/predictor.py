@@ -38,6 +38,7 @@ class Predictor:
       UserError: if the work directory contains no such run.
     """
     belongs_to = contract.digests_of(workdir)
+    self._workdir = workdir
     config = ConfigDict(contract.read_config(workdir))
     members = len(config.get(contract.MEMBERS, ()))
     _check_member(workdir, members, member)
@@ -97,6 +98,7 @@ class Predictor:
     """
     is_input = os.path.exists(output_path) and os.path.samefile(input_path, output_path)
     require(not is_input, f"--output={output_path}: is the input; use another file")
+    contract.require_free(self._workdir, output_path)
     frame = read_table(input_path, self.schema.columns)
     encoded = data.encode(self.schema, frame, where=input_path)
     self._warn_of_unknown(frame, encoded, input_path)

@@ -146,6 +146,16 @@ def digests_of(workdir: str) -> dict[str, str]:
   return found
 
 
+def require_free(workdir: str, path: str) -> None:
+  """Raises UserError if a path is one of a work directory's own files."""
+  name = os.path.relpath(os.path.realpath(path), os.path.realpath(workdir))
+  own = name in (CONFIG, SCHEMA, RESULTS, LOCK, "metrics.jsonl")
+  require(
+    not own and not name.startswith(f"{CHECKPOINTS}{os.sep}"),
+    f"{path}: belongs to the run in {workdir}; use another file",
+  )
+
+
 def require_same(workdir: str, settings: Mapping[str, Any]) -> None:
   """Validates that config.json has these settings; locations may differ.
 

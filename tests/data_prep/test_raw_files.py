@@ -142,3 +142,12 @@ def test_a_download_of_other_bytes_is_not_kept(tmp_path, monkeypatch):
   with pytest.raises(UserError, match=r"UCI archive: .*truncated"):
     get(None, tmp_path)
   assert not any(os.scandir(tmp_path / "cache"))
+
+
+def test_an_archive_does_not_fill_the_disk(tmp_path):
+  # 64 MiB of zeros compress to 64 KiB; the raw file has some hundred bytes.
+  source = tar_of(tmp_path / "bomb.tar.gz", 0, (bytes(1 << 26), CONTENTS[1]), zipped=True)
+  assert os.path.getsize(source) < 1 << 20
+  with pytest.raises(UserError, match=r"bomb\.tar\.gz: census-income\.data in it is too long"):
+    get(source, tmp_path)
+  assert os.listdir(tmp_path / "cache") == []
