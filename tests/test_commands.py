@@ -33,17 +33,20 @@ def train(prepared, workdir, *arguments: object, **settings: str) -> subprocess.
   ("settings", "text"),
   [
     ({"JAX_PLATFORMS": "foo"}, "JAX cannot start: Unable to initialize backend 'foo'"),
-    ({"JAX_DISABLE_JIT": "1"}, "$JAX_DISABLE_JIT is set"),
-    ({"JAX_NUM_CPU_DEVICES": "abc"}, 'Invalid value "abc"'),
+    pytest.param({"JAX_DISABLE_JIT": "1"}, "$JAX_DISABLE_JIT is set", marks=pytest.mark.slow),
+    pytest.param({"JAX_NUM_CPU_DEVICES": "abc"}, 'Invalid value "abc"', marks=pytest.mark.slow),
     (
       {"JAX_COORDINATOR_ADDRESS": "x", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"},
       "$JAX_NUM_PROCESSES = 'two'",
     ),
-    (
+    pytest.param(
       {"JAX_COORDINATOR_ADDRESS": "nohost", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
       "cannot join the hosts of this job",
+      marks=pytest.mark.slow,
     ),
-    ({"MMOE_MULTIHOST": "1"}, "cannot join the hosts of this job"),
+    pytest.param(
+      {"MMOE_MULTIHOST": "1"}, "cannot join the hosts of this job", marks=pytest.mark.slow
+    ),
   ],
 )
 def test_faults_of_the_environment(prepared, tmp_path, settings, text):
@@ -64,11 +67,13 @@ def test_faults_of_the_command_line(prepared, tmp_path, arguments, text):
   assert_one_line(train(prepared, tmp_path / "w", *arguments), text)
 
 
+@pytest.mark.slow
 def test_folders_that_cannot_be_work_directories(prepared, tmp_path):
   assert_one_line(train(prepared, prepared), "is a folder of prepared data")
   assert_one_line(train(prepared, tmp_path / "[a]"), "contains '[]'")
 
 
+@pytest.mark.slow
 def test_other_commands(prepared, tmp_path):
   config = ("--config", "configs/smoke.py", f"--config.data_dir={prepared}")
   config += ("--workdir", tmp_path / "p")

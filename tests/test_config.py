@@ -260,23 +260,27 @@ def leaves(tree, prefix=""):
       yield from leaves(tree[key], f"{prefix}{key}.")
 
 
-@pytest.mark.parametrize("arg", [*models.MODELS, "mmoe,weighting=gradnorm", "mmoe,weighting=dwa"])
+@pytest.mark.parametrize("arg", [*models.MODELS, "mmoe,weighting=gradnorm"])
 def test_every_value_of_every_key_is_accepted_or_refused_in_one_line(arg, prepared):
   schema = data.restore_schema(os.path.join(prepared, "schema.json"))
   schema = data.select(schema, census.get_config(arg).data.tasks, "demo")
-  checks.check_config(census.get_config(arg), schema)
-  keys = [dotted for *_, dotted in leaves(census.get_config(arg))]
+  config = census.get_config(arg)
+  checks.check_config(config, schema)
+  # Other models and weightings differ in their own settings only.
+  own = ("model", "loss.weighting") if arg != "mmoe" else ("",)
+  keys = [leaf for leaf in leaves(config) if leaf[2].startswith(own)]
   refused = {}
-  for dotted in keys:
+  for group, key, dotted in keys:
+    sound = group[key]
     for i, value in enumerate(BAD):
-      config = census.get_config(arg)
-      group, key = next((g, k) for g, k, d in leaves(config) if d == dotted)
       with group.unlocked(), group.ignore_type():
         group[key] = value
       try:
         checks.check_config(config, schema)
       except UserError as error:
         refused[dotted, i] = errors.describe(error)
+    with group.unlocked(), group.ignore_type():
+      group[key] = sound
   assert len(refused) > 10 * len(keys)
   for (dotted, i), message in refused.items():
     assert f"config.{dotted.split('.')[0]}" in message, (dotted, BAD[i])

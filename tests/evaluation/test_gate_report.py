@@ -223,6 +223,7 @@ def test_other_data_than_the_runs_is_refused(workdir, prepared, tmp_path):
   schema = json.loads((other / "schema.json").read_text())
   schema["numeric"][0]["mean"] += 0.5
   (other / "schema.json").write_text(json.dumps(schema))
+  data.write_manifest(str(other))
   with pytest.raises(UserError, match="prepared differently from the data of the run"):
     measure_gates(workdir, data_dir=str(other))
 
