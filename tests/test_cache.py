@@ -66,6 +66,7 @@ def test_an_unwritable_cache_is_disabled(home):
   assert compile_with(XDG_CACHE_HOME=home) == ["None", "0"]
 
 
+@pytest.mark.slow
 def test_a_cache_that_others_can_write_or_exchange_is_disabled(tmp_path):
   home = tmp_path / "home"
   home.mkdir()

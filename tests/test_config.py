@@ -260,7 +260,13 @@ def leaves(tree, prefix=""):
       yield from leaves(tree[key], f"{prefix}{key}.")
 
 
-@pytest.mark.parametrize("arg", [*models.MODELS, "mmoe,weighting=gradnorm"])
+@pytest.mark.parametrize(
+  "arg",
+  [
+    *("mmoe", "ple", "mmoe,weighting=gradnorm"),
+    *(pytest.param(m, marks=pytest.mark.slow) for m in models.MODELS if m not in ("mmoe", "ple")),
+  ],
+)
 def test_every_value_of_every_key_is_accepted_or_refused_in_one_line(arg, prepared):
   schema = data.restore_schema(os.path.join(prepared, "schema.json"))
   schema = data.select(schema, census.get_config(arg).data.tasks, "demo")

@@ -113,6 +113,7 @@ def test_wrong_use_of_data_preparation_ends_in_one_line(raw, tmp_path):
   assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_wrong_use_of_predict_prints_one_line_and_keeps_the_old_output(finished, tmp_path):
   workdir, _ = finished
   rows = census_rows.make(30, 5)

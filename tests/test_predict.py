@@ -192,6 +192,7 @@ def test_edited_settings_are_noticed_before_anything_is_scored(workdir, tmp_path
     Predictor(copy)
 
 
+@pytest.mark.slow
 def test_a_diverged_member_is_not_scored(prepared, tmp_path):
   config = smoke.get_config()
   config.data_dir, config.train.epochs, config.train.devices = prepared, 2, 1

@@ -3,6 +3,8 @@
 import json
 import os
 
+import pytest
+
 from benchmarks import waiting
 from mmoe_jax import data
 from mmoe_jax.prediction.predictor import Predictor
@@ -10,6 +12,7 @@ from mmoe_jax.training import loop
 from mmoe_jax.training.run import compile_run
 
 
+@pytest.mark.slow
 def test_every_step_is_timed(config, raw, tmp_path):
   config.train.epochs = 1
   loop.train_and_evaluate(config, str(tmp_path / "w"))

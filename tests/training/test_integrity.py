@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from configs import smoke
 from mmoe_jax import data
 from mmoe_jax.errors import UserError
 from mmoe_jax.prediction.predictor import Predictor
@@ -14,12 +15,22 @@ from mmoe_jax.training import loop
 from mmoe_jax.workdir import checkpoint, contract
 
 
+@pytest.fixture(scope="module")
+def trained(prepared, tmp_path_factory):
+  """Returns the config and work directory of a finished run."""
+  config = smoke.get_config()
+  config.data_dir, config.train.devices, config.train.batch_size = prepared, 1, 128
+  workdir = str(tmp_path_factory.mktemp("run") / "w")
+  loop.train_and_evaluate(config, workdir)
+  return config, workdir
+
+
 @pytest.fixture
-def finished(config, tmp_path):
-  """Returns the config and work directory of a finished run on its own copy of the data."""
+def finished(trained, tmp_path):
+  """Returns the config and work directory of copies of the run and its data."""
+  config = trained[0].copy_and_resolve_references()
   config.data_dir = shutil.copytree(config.data_dir, str(tmp_path / "data"))
-  loop.train_and_evaluate(config, str(tmp_path / "w"))
-  return config, str(tmp_path / "w")
+  return config, shutil.copytree(trained[1], str(tmp_path / "w"))
 
 
 def damage(folder):

@@ -293,6 +293,7 @@ def test_warm_start_refuses_a_run_of_other_tasks(config, tmp_path):
     loop.train_and_evaluate(config, str(tmp_path / "b"))
 
 
+@pytest.mark.slow
 def test_a_warm_started_run_resumes_without_its_source(config, tmp_path):
   loop.train_and_evaluate(config, str(tmp_path / "a"))
   config.train.warm_start = str(tmp_path / "a")
@@ -390,7 +391,7 @@ def test_gates_are_logged_with_warnings(config, tmp_path, capsys):
 @pytest.mark.parametrize(
   "method",
   [
-    pytest.param(m, marks=[] if m in ("gradnorm", "uncertainty") else pytest.mark.slow)
+    pytest.param(m, marks=[] if m in ("gradnorm",) else pytest.mark.slow)
     for m in sorted(census.WEIGHTINGS)
   ],
 )

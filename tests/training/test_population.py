@@ -94,6 +94,7 @@ def test_members_are_bitwise_identical_to_separate_runs(config, tmp_path, count,
       np.testing.assert_array_equal(found[name][seed], value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_members_differ_and_do_not_depend_on_their_neighbours_or_devices(config, tmp_path):
   seeds = [{"seed": seed} for seed in range(5)]
   config.model.expert_dropout = 0.2
@@ -160,6 +161,7 @@ def test_a_resumed_run_is_bitwise_identical(config, tmp_path, stop, monkeypatch)
     np.testing.assert_array_equal(a[name], b[name])
 
 
+@pytest.mark.slow
 def test_a_work_directory_takes_one_population(config, tmp_path):
   config.train.epochs = 1
   together(config, [{"seed": 0}, {"seed": 1}], tmp_path / "p")
