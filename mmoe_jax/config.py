@@ -1,7 +1,8 @@
 """Config arguments, `census.py:ple,tasks=education+marital_stat`, and overrides of config keys."""
 
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -188,3 +189,20 @@ def _convert(key: str, text: str, default: Any) -> Any:
   except ValueError as error:
     kind = {int: "an integer", float: "a number"}[type(default)]
     raise UserError(f"config argument {key}='{text}': must be {kind}") from error
+
+
+def parse_vary(texts: Sequence[str]) -> list[dict[str, Any]]:
+  """Returns every combination of the values in `--vary KEY=VALUE,VALUE`, as overrides.
+
+  Raises:
+    UserError: for another form, or a value that is not a number.
+  """
+  axes = []
+  for text in texts:
+    key, equals, values = text.partition("=")
+    require(bool(equals and values), f"--vary={text}: must be KEY=VALUE,VALUE")
+    try:
+      axes.append([(key, float(value)) for value in values.split(",")])
+    except ValueError as error:
+      raise UserError(f"--vary={text}: {error}") from error
+  return [dict(pairs) for pairs in itertools.product(*axes)]

@@ -7,7 +7,7 @@ optimizer.dense.learning_rate=2e-3,5e-3
 from absl import flags
 
 from mmoe_jax import commands
-from mmoe_jax.config import check_structure
+from mmoe_jax.config import check_structure, parse_vary
 from mmoe_jax.errors import require
 
 _MAX = 100_000  # More members are most likely a typing error.
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
   require(1 <= _SEEDS.value <= _MAX, f"--seeds={_SEEDS.value}: must be from 1 to {_MAX:,}")
   members = [
     {"seed": config.seed + seed, **settings}
-    for settings in population.parse_vary(_VARY.value)
+    for settings in parse_vary(_VARY.value)
     for seed in range(_SEEDS.value)
   ]
   population.train_population(config, members, _WORKDIR.value, at_once=_AT_ONCE.value)

@@ -322,3 +322,12 @@ def test_unknown_and_missing_keys_are_named():
   for wrong in (None, {"seed": 1}, 3):
     with pytest.raises(UserError, match="must be a ConfigDict"):
       config_lib.check_structure(wrong)
+
+
+def test_vary_is_every_combination():
+  assert config_lib.parse_vary([]) == [{}]
+  got = config_lib.parse_vary(["a.b=1,2e-3", "c=4"])
+  assert got == [{"a.b": 1.0, "c": 4.0}, {"a.b": 2e-3, "c": 4.0}]
+  for text in ("a.b", "a.b=", "a.b=x"):
+    with pytest.raises(UserError, match=r"--vary=a\.b"):
+      config_lib.parse_vary([text])

@@ -4,7 +4,6 @@ Members share the shapes of all arrays and may differ in `seed` and in any float
 order of rows, early stopping and best weights, and ends where a separate run would end.
 """
 
-import itertools
 import math
 import os
 import time
@@ -80,19 +79,13 @@ def train_population(
   )
   data_digest = ""
   if schema is None or splits is None:
-    data_digest = data.verify(config.data_dir)
-    schema, shared_splits = data.load(config.data_dir, **config.data)
-    splits = [shared_splits]
+    data_digest, schema, splits = _load(config)
   population = compile_population(config, members, schema, splits, at_once)
-  states, active_M = population.states, [True] * len(members)
   with (
     contract.claim(workdir, config, schema, 1, True, data_digest, members) as ids,
     checkpoint.Checkpoints(workdir, belongs_to=ids) as checkpoints,
   ):
-    states_like = population.placement.unshard(states)
-    restored = checkpoints.restore_state(states_like, states_like.best.variables)
-    states = states if restored is None else population.placement.shard(restored.item)
-    epoch, log_digest = (restored.epoch, restored.log) if restored else (0, None)
+    epoch, states, log_digest = _restore(checkpoints, population)
     if verbose:
       _print_summary(population, workdir)
     with logs.RunLog(workdir, epoch, config.train.epochs, True, verbose, log_digest) as log:
@@ -117,13 +110,28 @@ def train_population(
           _save(checkpoints, epoch, population, states, log.digest())
     _save(checkpoints, epoch, population, states, log.digest())
     results = _evaluate(population, states, errors_M, workdir, save_logits, report_on)
-    best_epochs_M = population.placement.unshard(states.best.epoch)
-    population.release()
-    _add_training(results, best_epochs_M, log.records)
-    summary = _summarise(results, population.train_rows, log.records)
+    summary = _summarise(results, population, states, log.records)
     summary["wall_seconds"] = elapsed_before + time.perf_counter() - start
   contract.write_results(workdir, summary)
   return results
+
+
+def _load(config: Any) -> tuple[str, data.Schema, Splits]:
+  """Verifies and loads the data that all members share."""
+  data_digest = data.verify(config.data_dir)
+  schema, splits = data.load(config.data_dir, **config.data)
+  return data_digest, schema, [splits]
+
+
+def _restore(
+  checkpoints: checkpoint.Checkpoints, population: "Population"
+) -> tuple[int, State, str | None]:
+  """Returns epoch, states and digest of the log of the last checkpoint, or those of the start."""
+  like = population.placement.unshard(population.states)
+  restored = checkpoints.restore_state(like, like.best.variables)
+  if restored is None:
+    return 0, population.states, None
+  return restored.epoch, population.placement.shard(restored.item), restored.log
 
 
 def _print_summary(population: "Population", workdir: str) -> None:
@@ -366,26 +374,15 @@ def _add_training(
 
 
 def _summarise(
-  results: list[dict[str, Any]], rows: int, epoch_records: Sequence[Mapping[str, Any]]
+  results: list[dict[str, Any]],
+  population: Population,
+  states: State,
+  epoch_records: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-  """Returns results.json of a population without its time."""
+  """Completes the results of members; returns results.json of a population without its time."""
+  best_epochs_M = population.placement.unshard(states.best.epoch)
+  population.release()
+  _add_training(results, best_epochs_M, epoch_records)
   rates = [record["rows_per_second"] for record in epoch_records]
   speed = float(np.median(rates or [0.0]))
-  return {"members": results, "train_rows": rows, "rows_per_second": speed}
-
-
-def parse_vary(texts: Sequence[str]) -> list[Override]:
-  """Returns every combination of the values in `--vary KEY=VALUE,VALUE`, as overrides.
-
-  Raises:
-    UserError: for another form, or a value that is not a number.
-  """
-  axes = []
-  for text in texts:
-    key, equals, values = text.partition("=")
-    require(bool(equals and values), f"--vary={text}: must be KEY=VALUE,VALUE")
-    try:
-      axes.append([(key, float(value)) for value in values.split(",")])
-    except ValueError as error:
-      raise UserError(f"--vary={text}: {error}") from error
-  return [dict(pairs) for pairs in itertools.product(*axes)]
+  return {"members": results, "train_rows": population.train_rows, "rows_per_second": speed}

@@ -211,10 +211,8 @@ def make_train_step(
     params = optax.apply_updates(state.params, updates)
     average = state.average
     if average_decay is not None:
-      # A short memory at first, so that the average soon leaves the random start.
-      decay = jnp.minimum(average_decay, (1.0 + state.step) / (10.0 + state.step))
       current = {"params": params, "batch_stats": batch_stats}
-      average = optax.incremental_update(current, average, 1 - decay)
+      average = _update_average(average, current, average_decay, state.step)
     new_state = state.replace(
       step=state.step + 1,
       params=params,
@@ -226,6 +224,13 @@ def make_train_step(
     return new_state, TaskLosses(losses_T, label_weights_T)
 
   return step
+
+
+def _update_average(average: Any, current: Any, decay: float | Array, step: Array) -> Any:
+  """Moves the average of the variables towards the current ones."""
+  # A short memory at first, so that the average soon leaves the random start.
+  decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+  return optax.incremental_update(current, average, 1 - decay)
 
 
 def _grads_by_task(

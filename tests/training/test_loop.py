@@ -268,40 +268,6 @@ def test_a_one_class_split_gives_null_with_a_reason(config, tmp_path, monkeypatc
   assert results["notes"]["test/income_50k/auc"] == "no positive row"
 
 
-def test_warm_start_takes_the_best_weights_of_another_run(config, tmp_path):
-  first = loop.train_and_evaluate(config, str(tmp_path / "a"))
-  config.train.warm_start = str(tmp_path / "a")
-  config.train.epochs = 0
-  second = loop.train_and_evaluate(config, str(tmp_path / "b"))
-  assert first["test"] == second["test"]
-  config.train.epochs = 1
-  third = loop.train_and_evaluate(config, str(tmp_path / "c"))
-  lines = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
-  assert (
-    json.loads((tmp_path / "c" / "metrics.jsonl").read_text())["loss"]
-    < json.loads(lines[0])["loss"]
-  )
-  assert third["epochs"] == 1
-
-
-def test_warm_start_refuses_a_run_of_other_tasks(config, tmp_path):
-  config.train.epochs = 0
-  loop.train_and_evaluate(config, str(tmp_path / "a"))
-  config.data.tasks = ("marital_stat", "income_50k")
-  config.train.warm_start = str(tmp_path / "a")
-  with pytest.raises(UserError, match="must be a run with the same tasks"):
-    loop.train_and_evaluate(config, str(tmp_path / "b"))
-
-
-@pytest.mark.slow
-def test_a_warm_started_run_resumes_without_its_source(config, tmp_path):
-  loop.train_and_evaluate(config, str(tmp_path / "a"))
-  config.train.warm_start = str(tmp_path / "a")
-  first = loop.train_and_evaluate(config, str(tmp_path / "b"))
-  (tmp_path / "a").rename(tmp_path / "gone")
-  assert loop.train_and_evaluate(config, str(tmp_path / "b"))["test"] == first["test"]
-
-
 def test_a_work_directory_takes_one_process_and_one_number_of_devices(config, tmp_path):
   config.train.epochs = 1
   loop.train_and_evaluate(config, str(tmp_path / "w"))

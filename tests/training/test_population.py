@@ -244,15 +244,6 @@ def test_impossible_members_are_named_and_write_nothing(config, tmp_path, member
   assert not (tmp_path / "p").exists()
 
 
-def test_vary_is_every_combination():
-  assert population.parse_vary([]) == [{}]
-  got = population.parse_vary(["a.b=1,2e-3", "c=4"])
-  assert got == [{"a.b": 1.0, "c": 4.0}, {"a.b": 2e-3, "c": 4.0}]
-  for text in ("a.b", "a.b=", "a.b=x"):
-    with pytest.raises(UserError, match=r"--vary=a\.b"):
-      population.parse_vary([text])
-
-
 def test_members_at_once_are_as_many_as_memory_holds():
   analysis = types.SimpleNamespace(
     argument_size_in_bytes=100, output_size_in_bytes=100, temp_size_in_bytes=50
