@@ -179,6 +179,11 @@ def check_members(
   """
   require(len(members) > 0, "a population needs at least one member")
   require(
+    not config.train.memory_gib,
+    f"config.train.memory_gib = {config.train.memory_gib}: must be 0, because populations hold "
+    "their rows in memory",
+  )
+  require(
     not config.train.warm_start,
     f"config.train.warm_start = {config.train.warm_start}: populations start from scratch",
   )

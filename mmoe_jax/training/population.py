@@ -72,11 +72,6 @@ def train_population(
   start = time.perf_counter()
   check_structure(config)
   require(at_once >= 0, f"--at_once={at_once}: must be at least 0")
-  require(
-    not config.train.memory_gib,
-    f"config.train.memory_gib = {config.train.memory_gib}: must be 0, because populations hold "
-    "their rows in memory",
-  )
   data_digest = ""
   if schema is None or splits is None:
     data_digest, schema, splits = _load(config)

@@ -165,15 +165,14 @@ def make_train_step(
     axis_name: device axis that the rows of a batch are sharded over, if any.
   """
   mean_over_devices = lambda tree: tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+  sum_over_devices = lambda tree: tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
   def step(state: State, batch: Batch, key: Array) -> tuple[State, TaskLosses]:
     shard = 0 if axis_name is None else jax.lax.axis_index(axis_name)
     dropout_key = fold_in(key, "dropout", state.step, shard)
     shared_key = fold_in(key, "shared", state.step)  # The same on all devices.
     weights_BxT = losses.label_weights(batch.labels, batch.weights)
-    label_weights_T = weights_BxT.sum(0)
-    if axis_name is not None:
-      label_weights_T = jax.lax.psum(label_weights_T, axis_name)
+    label_weights_T = sum_over_devices(weights_BxT.sum(0))
 
     def task_losses(params: Any) -> tuple[Array, tuple[Array, Any]]:
       logits_BxO, updates = model.apply(
@@ -209,10 +208,8 @@ def make_train_step(
 
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    average = state.average
-    if average_decay is not None:
-      current = {"params": params, "batch_stats": batch_stats}
-      average = _update_average(average, current, average_decay, state.step)
+    current = {"params": params, "batch_stats": batch_stats}
+    average = _update_average(state.average, current, average_decay, state.step)
     new_state = state.replace(
       step=state.step + 1,
       params=params,
@@ -226,8 +223,10 @@ def make_train_step(
   return step
 
 
-def _update_average(average: Any, current: Any, decay: float | Array, step: Array) -> Any:
-  """Moves the average of the variables towards the current ones."""
+def _update_average(average: Any, current: Any, decay: float | Array | None, step: Array) -> Any:
+  """Moves the average of the variables towards the current ones, unless there is no decay."""
+  if decay is None:
+    return average
   # A short memory at first, so that the average soon leaves the random start.
   decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
   return optax.incremental_update(current, average, 1 - decay)
