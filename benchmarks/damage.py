@@ -31,6 +31,7 @@ from mmoe_jax.evaluation.results_table import format_results
 from mmoe_jax.files import write_json
 from mmoe_jax.prediction.gate_measurements import measure_gates
 from mmoe_jax.prediction.predictor import Predictor
+from mmoe_jax.prediction.scoring import score_files
 from mmoe_jax.training import loop
 from mmoe_jax.workdir import contract
 
@@ -68,7 +69,8 @@ def _config(folder: str) -> Any:
 def predict(folder: str) -> Any:
   """Scores rows.csv."""
   path = os.path.join(folder, "scores.csv")
-  Predictor(os.path.join(folder, "run")).score_file(os.path.join(folder, "rows.csv"), path)
+  predictor = Predictor(os.path.join(folder, "run"))
+  score_files(predictor, [os.path.join(folder, "rows.csv")], path)
   with open(path, encoding="utf-8") as file:
     return file.read()
 

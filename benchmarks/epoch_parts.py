@@ -48,8 +48,8 @@ def programs(config: Any, schema: data.Schema, rows: int) -> dict[str, tuple[Pro
   learner = create_learner(config, schema, steps_per_epoch(config, rows))
   loss_fn = losses.elementwise(schema.tasks)
   one_row = {
-    "ids": np.zeros((1, len(schema.id_features)), np.uint8),
-    "numeric": np.zeros((1, len(schema.numeric)), np.float32),
+    "ids": np.zeros((1, schema.id_count), np.uint8),
+    "numeric": np.zeros((1, schema.numeric_count), np.float32),
   }
   init = parallel.jit_once(learner.init)
   first = lambda: init(jax.random.key(config.seed), one_row)
@@ -107,8 +107,8 @@ def kernels(config: Any, schema: data.Schema) -> list[tuple[int, ...]]:
   """Returns the shapes of the model's kernels, (…, inputs, units), without embedding tables."""
   model = models.create_model(config.model, schema)
   one_row = {
-    "ids": jnp.zeros((1, len(schema.id_features)), jnp.uint8),
-    "numeric": jnp.zeros((1, len(schema.numeric)), jnp.float32),
+    "ids": jnp.zeros((1, schema.id_count), jnp.uint8),
+    "numeric": jnp.zeros((1, schema.numeric_count), jnp.float32),
   }
   shapes = jax.eval_shape(model.init, jax.random.key(0), one_row)["params"]
   leaves, _ = jax.tree_util.tree_flatten_with_path(shapes)

@@ -29,6 +29,7 @@ from mmoe_jax.errors import require
 from mmoe_jax.evaluation import evaluate, tables
 from mmoe_jax.files import write_atomically, write_json
 from mmoe_jax.prediction.predictor import Predictor
+from mmoe_jax.prediction.scoring import score_files
 from mmoe_jax.training.run import Run, compile_run
 from mmoe_jax.workdir import checkpoint, contract
 
@@ -128,8 +129,9 @@ def scoring(
   """Returns seconds of scoring one row, and rows/s from arrays in memory and from a raw file."""
   features = splits["train"].features
   rows = len(splits["train"])
-  frame = read_table(path, predictor.schema.columns)
-  one = frame.iloc[:1]
+  table = read_table(path, predictor.schema.columns)
+  first = table.take(np.array([0]))
+  one = {name: first.factor(name).texts()[0] for name in first.columns}
   many = lambda: predictor.score(features)
   single = lambda: predictor(one)
   for call in (many, single):
@@ -137,14 +139,14 @@ def scoring(
   output = os.path.join(folder, "scores.csv")
 
   def whole() -> None:
-    predictor.score_file(path, output)
+    score_files(predictor, [path], output)
 
   clock(whole)
   median = lambda call: float(np.median([clock(call) for _ in range(7)]))
   return {
     "one_row_seconds": median(single),
     "arrays_rows_per_second": rows / median(many),
-    "file_rows_per_second": len(frame) / median(whole),
+    "file_rows_per_second": len(table) / median(whole),
   }
 
 

@@ -1,94 +1,170 @@
-"""Fitting a schema on train rows, and storing splits, for all data preparations."""
+"""Fitting of a schema from statistics of train rows: vocabularies, bins, means, tasks."""
 
-import contextlib
 import dataclasses
-import fcntl
-import os
-import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from mmoe_jax import data, errors
-from mmoe_jax.data.tables import parse_numbers
+from data_prep.spec import Column, Spec, to_tasks
+from data_prep.statistics import NumberCounts, TextCounts
+from mmoe_jax import data
+from mmoe_jax.data import locations
+from mmoe_jax.data.columns import MISSING
+from mmoe_jax.data.schema import TIME_PARTS
+from mmoe_jax.errors import require
 
-_STORED = ("ids", "numbers", "labels", "weights", "rows")  # Arrays of a split.
+MAX_LENGTH = 32  # Values of a list that are kept, unless the spec says otherwise.
+_MAX_VALUES = 1 << 26  # Of a vocabulary; larger ones are to be hashed.
+_MAX_CLASSES = 10_000
+_QUANTILES = 256
 
 
-def fit(
-  frame: pd.DataFrame,
-  *,
-  categories: Sequence[str],
-  numbers: Sequence[str],
-  tasks: Sequence[data.Task],
-  max_bins: int = 128,
-  max_bins_of: Mapping[str, int] | None = None,
-  **fields: Any,
-) -> data.Schema:
-  """Fits a schema on train rows: vocabularies, bins, means and standard deviations.
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+  """Statistics of the train rows.
+
+  Attributes:
+    texts: column -> counts of its texts; of a list, of its values.
+    numbers: column -> counts of its numbers.
+    lengths: column of lists -> largest number of values.
+    labels: task -> counts of its labels: texts, or numbers of a regression.
+  """
+
+  texts: Mapping[str, TextCounts]
+  numbers: Mapping[str, NumberCounts]
+  lengths: Mapping[str, int]
+  labels: Mapping[str, TextCounts | NumberCounts]
+
+
+def fit(spec: Spec, statistics: Statistics, **fields: Any) -> data.Schema:
+  """Fits a schema on train rows.
 
   Args:
-    frame: the train rows, raw strings.
-    categories: nominal columns; ids follow the sorted order of their values.
-    numbers: continuous columns; each becomes standardised, quantile bins and log_int.
-    tasks: tasks. All values of a binary task that are not positive are negative. The classes of a
-      multiclass task are the values of its column.
-    max_bins: maximum number of bins of a continuous column, see bin_edges.
-    max_bins_of: column -> a lower maximum.
+    spec: the spec of the table.
+    statistics: statistics of the train rows.
     **fields: the other fields of Schema.
 
   Raises:
-    UserError: if a task's positive or negative values do not occur in train rows, or all rows have
-      the same value.
+    UserError: if a column or task cannot be fitted, such as a task without positive rows.
   """
-  features = []
-  numeric = []
-  for column in categories:
-    values = sorted(frame[column].unique())
-    features.append(data.IdFeature(column, "category", (column,), tuple(values)))
-  for column in numbers:
-    x = parse_numbers(frame, column, "the train rows")
-    edges = bin_edges(x, min(max_bins, (max_bins_of or {}).get(column, max_bins)))
-    log_int = np.unique(np.floor(np.log1p(x)))
-    features.append(data.IdFeature(f"{column}_bins", "bins", (column,), tuple(edges.tolist())))
-    features.append(
-      data.IdFeature(f"{column}_log_int", "log_int", (column,), tuple(log_int.tolist()))
-    )
-    log = np.log1p(x)
-    numeric.append(data.NumericFeature(column, float(log.mean()), float(log.std()) or 1.0))
+  features: list[data.IdFeature] = []
+  numeric: list[data.NumericFeature] = []
+  for name, column in spec.columns.items():
+    if column.role == "category":
+      values = _vocabulary(name, column, statistics.texts)
+      features.append(data.IdFeature(name, "category", (name,), values))
+    elif column.role == "hash":
+      features.append(data.IdFeature(name, "hash", (name,), buckets=column.buckets))
+    elif column.role == "list":
+      features.append(_fit_list(name, column, statistics))
+    elif column.role == "time":
+      features += [
+        data.IdFeature(f"{name}_{part}", part, (name,), tuple(TIME_PARTS[part]))
+        for part in column.parts
+      ]
+  for name in spec.of_role("number"):
+    number, ids = fit_number(name, spec.columns[name], statistics.numbers[name])
+    numeric.append(number)
+    features += ids
+  _require_distinct([f.name for f in features])
   return data.Schema(
     id_features=tuple(features),
     numeric=tuple(numeric),
-    tasks=tuple(fit_task(task, frame) for task in tasks),
+    tasks=tuple(fit_task(task, statistics.labels[task.name]) for task in to_tasks(spec)),
+    weight_column=spec.weight,
+    slices=tuple(data.Slice(name, text) for name, text in spec.slices.items()),
+    protocols=spec.protocols or {"all": ()},
+    crosses=spec.crosses,
+    keep=spec.of_role("keep"),
+    missing={name: c.missing for name, c in spec.columns.items() if c.missing},
+    separator=spec.separator,
     **fields,
   )
 
 
-def fit_task(task: data.Task, frame: pd.DataFrame) -> data.Task:
-  """Returns the task with classes, or mean and standard deviation, from train rows; see `fit`."""
-  labelled = frame.loc[frame[task.column] != "", [task.column]]
-  values = tuple(sorted(labelled[task.column].unique()))
-  absent = [v for v in task.positive if v not in values]
-  errors.require(
-    not absent,
-    f"task {task.name}: no train row has {task.column} {', '.join(map(repr, absent))}",
+def fit_number(
+  name: str, column: Column, counts: NumberCounts
+) -> tuple[data.NumericFeature, list[data.IdFeature]]:
+  """Fits a column of numbers: standardised, as quantile bins, and as log_int if requested.
+
+  Raises:
+    UserError: if it has no numbers, or negative ones where logarithms are taken.
+  """
+  require(len(counts.values) > 0, f"column '{name}': no train row has a number; ignore it")
+  values = counts.values
+  if column.transform == "log1p" or column.log_int:
+    require(
+      counts.least >= 0,
+      f"column '{name}': has the value {counts.least:g}; logarithms need numbers of at least 0; "
+      "use another transform",
+    )
+  points: tuple[float, ...] = ()
+  transformed = values
+  if column.transform == "log1p":
+    transformed = np.log1p(values)
+  elif column.transform == "quantile":
+    points = tuple(counts.quantiles(_QUANTILES).tolist())
+    transformed = data.quantiles(values, points)
+  mean, std = counts.moments(transformed)
+  has_missing = counts.missing > 0
+  number = data.NumericFeature(name, mean, std or 1.0, column.transform, has_missing, points)
+  edges = bin_edges(counts, column.bins)
+  bins = data.IdFeature(
+    f"{name}_bins", "bins", (name,), tuple(edges.tolist()), has_missing=has_missing
   )
-  negative = tuple(v for v in values if v not in task.positive)
+  if not column.log_int:
+    return number, [bins]
+  log_int = np.unique(np.floor(np.log1p(values)))
+  return number, [
+    bins,
+    data.IdFeature(f"{name}_log_int", "log_int", (name,), tuple(log_int.tolist())),
+  ]
+
+
+def fit_task(task: data.Task, labels: TextCounts | NumberCounts) -> data.Task:
+  """Returns the task with values, classes, or mean and standard deviation.
+
+  Args:
+    task: a task of a spec.
+    labels: counts of its labels in train rows: texts of its column, "1" and "0" for a condition,
+      numbers of a regression.
+
+  Raises:
+    UserError: if positive or negative rows do not occur, or all rows have the same value.
+  """
+  where = f"task {task.name}"
+  if isinstance(labels, NumberCounts):
+    require(
+      len(labels.values) > 1,
+      f"{where}: all train rows have the same {task.column}, or none has any",
+    )
+    mean, std = labels.moments(labels.values)
+    return dataclasses.replace(task, mean=mean, std=std)
+  values = [v for v in labels.sorted()[0] if v != MISSING]
+  if task.condition:
+    for value, word in (("1", "positive"), ("0", "negative")):
+      require(value in values, f"{where}: no train row is {word} ({task.condition})")
+    return task
+  absent = [v for v in task.positive if v not in values]
+  require(
+    not absent,
+    f"{where}: no train row has {task.column} {', '.join(map(repr, absent))}; it has "
+    f"{', '.join(map(repr, values[:5]))}{', …' if len(values) > 5 else ''}",
+  )
+  require(
+    len(values) <= _MAX_CLASSES,
+    f"{where}: {task.column} has {len(values):,} values, must have at most {_MAX_CLASSES:,}",
+  )
   if task.kind == "binary":
-    errors.require(bool(negative), f"task {task.name}: every train row is positive")
+    negative = tuple(v for v in values if v not in task.positive)
+    require(bool(negative), f"{where}: every train row is positive")
     return dataclasses.replace(task, negative=negative)
-  errors.require(len(values) > 1, f"task {task.name}: all train rows have the same {task.column}")
-  if task.kind == "multiclass":
-    return dataclasses.replace(task, classes=values)
-  x = parse_numbers(labelled, task.column, "the train rows", -np.inf)
-  return dataclasses.replace(task, mean=float(x.mean()), std=float(x.std()))
+  require(len(values) > 1, f"{where}: all train rows have the same {task.column}")
+  return dataclasses.replace(task, classes=tuple(values))
 
 
-def bin_edges(x: np.ndarray, max_bins: int) -> np.ndarray:
+def bin_edges(counts: NumberCounts, max_bins: int) -> np.ndarray:
   """Returns lower edges of bins with about equally many rows; equal values stay together.
 
   A value that would fill a bin gets a separate bin, and quantiles are taken over the other values:
@@ -96,181 +172,71 @@ def bin_edges(x: np.ndarray, max_bins: int) -> np.ndarray:
   If there are no more distinct values than bins, each has its own bin.
 
   Args:
-    x: (N,) values.
+    counts: counts of the numbers.
     max_bins: maximum number of bins.
 
   Returns:
     Ascending edges; the first is the smallest value.
   """
-  values, counts = np.unique(x, return_counts=True)
+  values = counts.values.copy()
+  # A bucket of negative numbers is counted at its upper end.
+  values[0] = counts.least
   if len(values) <= max_bins:
     return values
   # Each heavy value takes one bin and may split another in two.
-  heavy = counts * max_bins > len(x)
+  total = int(counts.counts.sum())
+  heavy = counts.counts * max_bins > total
   max_heavy = (max_bins - 1) // 2
-  heavy[np.argsort(-counts, kind="stable")[max_heavy:]] = False
+  heavy[np.argsort(-counts.counts, kind="stable")[max_heavy:]] = False
   budget = max(1, max_bins - 2 * int(heavy.sum()))
-  light = np.cumsum(np.where(heavy, 0, counts)) / counts[~heavy].sum()
+  light = np.cumsum(np.where(heavy, 0, counts.counts)) / counts.counts[~heavy].sum()
   bin_of = np.minimum((light - 1e-9) * budget, budget - 1).astype(int)
   starts = np.ones(len(values), bool)
   starts[1:] = heavy[1:] | heavy[:-1] | (bin_of[1:] != bin_of[:-1])
   return values[starts]
 
 
-@contextlib.contextmanager
-def replace_folder(out: str) -> Iterator[str]:
-  """Yields a temporary folder that replaces `out` if the context ends without an error.
-
-  Args:
-    out: output folder; an earlier preparation in it is replaced only when the new one is complete.
-
-  Raises:
-    UserError: if `out` contains anything but prepared data.
-    OSError: if it cannot be written.
-  """
-  errors.require(bool(out), "--out is empty: must be a folder")
-  out = os.path.abspath(out)
-  parent, name = os.path.split(out)
-  if os.path.lexists(out):
-    _require_replaceable(out)
-  os.makedirs(parent, exist_ok=True)
-  _clean_up(parent, name)
-  tmp_path = tempfile.mkdtemp(dir=parent, prefix=f".{name}-", suffix=".new")
-  try:
-    with _in_use(tmp_path):
-      yield tmp_path
-    os.chmod(tmp_path, 0o777 & ~_umask())  # mkdtemp makes it readable for its owner only.
-    if os.path.lexists(out):
-      _require_replaceable(out)  # Files may have been added during the preparation.
-      # A folder that only this process uses; after a kill, `_clean_up` moves the data back.
-      before = tempfile.mkdtemp(dir=parent, prefix=f".{name}-", suffix=".before")
-      with _in_use(before):
-        os.rename(out, os.path.join(before, name))
-        os.rename(tmp_path, out)
-        shutil.rmtree(before)
-    else:
-      os.rename(tmp_path, out)
-  finally:
-    shutil.rmtree(tmp_path, ignore_errors=True)
+def _vocabulary(name: str, column: Column, counts: Mapping[str, TextCounts]) -> tuple[str, ...]:
+  """Returns the values of a column that get an id, in ascending order."""
+  if column.vocabulary:
+    lines = locations.read_text(column.vocabulary).splitlines()
+    values = sorted({line.strip() for line in lines if line.strip()})
+  else:
+    texts, numbers = counts[name].sorted()
+    values = [v for v, n in zip(texts, numbers, strict=True) if n >= column.min_count]
+    if column.role == "list":
+      values = [v for v in values if v != MISSING]
+  require(
+    bool(values),
+    f"column '{name}': no value "
+    + ("in its vocabulary" if column.vocabulary else f"in at least {column.min_count} train rows"),
+  )
+  require(
+    len(values) <= _MAX_VALUES,
+    f"column '{name}': has {len(values):,} values; hash it: role = 'hash' and a number of buckets",
+  )
+  return tuple(values)
 
 
-@contextlib.contextmanager
-def _in_use(folder: str) -> Iterator[None]:
-  """Marks a temporary folder as used by this process; the system removes the mark at its end."""
-  number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-  try:
-    fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    yield
-  finally:
-    os.close(number)
-
-
-def _clean_up(parent: str, name: str) -> None:
-  """Removes temporary folders of killed preparations of `name`; earlier data in them returns."""
-  pattern = re.compile(rf"\.{re.escape(name)}-[a-z0-9_]{{8}}\.(new|before)")
-  for entry in filter(pattern.fullmatch, os.listdir(parent)):
-    path = os.path.join(parent, entry)
-    with contextlib.suppress(OSError), _in_use(path):  # In use by another process, or not ours.
-      earlier = os.path.join(path, name)
-      if os.path.isdir(earlier) and not os.path.lexists(os.path.join(parent, name)):
-        os.rename(earlier, os.path.join(parent, name))
-      shutil.rmtree(path)
-
-
-def _require_replaceable(out: str) -> None:
-  """Raises UserError unless a folder contains prepared data and nothing else."""
-  files = {f"{split}/{field}.npy" for split in data.SPLITS for field in _STORED}
-  known = {*files, *data.SPLITS, data.SCHEMA_FILE, data.MANIFEST}
-  found = []
-  if os.path.isdir(out) and not os.path.islink(out):
-    for folder, folders, names in os.walk(out):
-      found += [os.path.relpath(os.path.join(folder, n), out) for n in [*folders, *names]]
-  is_prepared = data.SCHEMA_FILE in found or not found
-  others = sorted(set(found) - known)
-  errors.require(
-    os.path.isdir(out) and not os.path.islink(out) and is_prepared and not others,
-    f"{out}: exists and is not a folder of prepared data alone"
-    + (f" (it contains {others[0]})" if others else "")
-    + "; use another --out",
+def _fit_list(name: str, column: Column, statistics: Statistics) -> data.IdFeature:
+  length = column.length or min(MAX_LENGTH, max(1, statistics.lengths[name]))
+  values = () if column.buckets else _vocabulary(name, column, statistics.texts)
+  return data.IdFeature(
+    name,
+    "list",
+    (name,),
+    values,
+    buckets=column.buckets,
+    length=length,
+    pooling=column.pooling,
+    separator=column.separator,
   )
 
 
-def _umask() -> int:
-  mask = os.umask(0)
-  os.umask(mask)
-  return mask
-
-
-def store(encoded: data.EncodedRows, rows: np.ndarray, directory: str) -> int:
-  """Saves a split as memory-mappable .npy files, each in the smallest sufficient integer type.
-
-  Args:
-    encoded: the encoded split, with labels and weights.
-    rows: (N,) zero-based line numbers of the rows in their raw file.
-    directory: output folder, created if absent.
-
-  Returns:
-    Bytes written.
-  """
-  os.makedirs(directory, exist_ok=True)
-  numbers = encoded.numbers
-  if np.all((numbers >= 0) & (numbers == np.floor(numbers))):
-    numbers = numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))))
-  rows = rows.astype(np.min_scalar_type(int(rows.max(initial=0))))
-  arrays = (encoded.ids, numbers, encoded.labels, encoded.weights, rows)
-  paths = [os.path.join(directory, f"{field}.npy") for field in _STORED]
-  for path, array in zip(paths, arrays, strict=True):
-    np.save(path, array)
-  return sum(map(os.path.getsize, paths))
-
-
-def store_splits(
-  schema: data.Schema, frames: Mapping[str, pd.DataFrame], directory: str
-) -> data.Schema:
-  """Encodes and stores every split, then the schema with their counts.
-
-  Args:
-    schema: schema that was fitted on train rows.
-    frames: split name -> raw rows, indexed by their line in the raw file.
-    directory: output folder.
-
-  Returns:
-    The schema with `counts`, see `count`.
-  """
-  counts = {}
-  for split, frame in frames.items():
-    errors.require(len(frame) > 0, f"the {split} split is empty: the raw file has too few rows")
-    encoded = data.encode(schema, frame, labels=True, where=f"the {split} rows")
-    size = store(encoded, frame.index.to_numpy() - 1, os.path.join(directory, split))
-    counts[split] = {**count(schema, encoded.labels), "bytes": size}
-  schema = dataclasses.replace(schema, counts=counts)
-  data.save_schema(schema, os.path.join(directory, data.SCHEMA_FILE))
-  data.write_manifest(directory)
-  return schema
-
-
-def count(schema: data.Schema, labels: np.ndarray) -> dict[str, Any]:
-  """Counts the rows and labels of a split, for schema.json.
-
-  Args:
-    schema: the schema.
-    labels: (N, T) as encoded.
-
-  Returns:
-    `rows`; and by task `labelled` rows, `positives` (binary), rows of each class in `classes`
-    (multiclass), and the label's `means` and `stds` in the column's own units (regression).
-  """
-  counts: dict[str, Any] = {"rows": len(labels), "labelled": {}}
-  counts |= {kind: {} for kind in ("positives", "classes", "means", "stds")}
-  for t, task in enumerate(schema.tasks):
-    known = labels[~np.isnan(labels[:, t]), t].astype(np.float64)
-    counts["labelled"][task.name] = len(known)
-    if task.kind == "binary":
-      counts["positives"][task.name] = int(known.sum())
-    elif task.kind == "multiclass":
-      by_class = np.bincount(known.astype(int), minlength=len(task.classes))
-      counts["classes"][task.name] = by_class.tolist()
-    elif len(known):
-      counts["means"][task.name] = float(known.mean() * task.std + task.mean)
-      counts["stds"][task.name] = float(known.std() * task.std)
-  return counts
+def _require_distinct(names: list[str]) -> None:
+  repeated = [name for i, name in enumerate(names) if name in names[:i]]
+  require(
+    not repeated,
+    f"two features have the name '{repeated[0] if repeated else ''}'; rename a column, since "
+    "features of numbers and times end in _bins, _hour and the like",
+  )

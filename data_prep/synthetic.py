@@ -29,7 +29,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from data_prep import fitting
+from data_prep import arrays, output
 from mmoe_jax import commands, data, errors
 
 DIMENSION = 100
@@ -156,15 +156,16 @@ def prepare(
   held_out: int = HELD_OUT,
   **settings: object,
 ) -> data.Schema:
-  """Writes the data set of `splits` to a folder for data.load; see fitting.replace_folder."""
+  """Writes the data set of `splits` to a folder for data.load; see output.replace_folder."""
   schema, encoded = _encoded(seed, correlation, rows, held_out, **settings)
-  with fitting.replace_folder(out) as tmp_path:
+  with output.replace_folder(out) as tmp_path:
     counts, start = {}, 0
     for name, split in encoded.items():
       numbers = np.arange(start, start + len(split.labels))
       start += len(split.labels)
-      size = fitting.store(split, numbers, os.path.join(tmp_path, name))
-      counts[name] = {**fitting.count(schema, split.labels), "bytes": size}
+      files = arrays.store(split, numbers, os.path.join(tmp_path, name), name)
+      counts[name] = arrays.merge_counts(schema, [arrays.count(schema, split.labels)])
+      counts[name]["bytes"] = sum(entry["bytes"] for entry in files.values())
     schema = dataclasses.replace(schema, counts=counts)
     data.save_schema(schema, os.path.join(tmp_path, data.SCHEMA_FILE))
     data.write_manifest(tmp_path)
@@ -196,6 +197,7 @@ def _encoded(
       numbers=x_Nxd[part].astype(np.float32),
       labels=y_Nx2[part].astype(np.float32),
       weights=np.ones(count, np.float32),
+      slices=np.zeros((count, 0), bool),
     )
   return schema, encoded
 

@@ -17,13 +17,13 @@ from mmoe_jax.errors import UserError, require
 
 def write_atomically(path: str, text: str) -> None:
   """Writes text to a temporary file and renames it, so that readers never find half a file."""
-  with _replacing(path) as tmp_path, open(tmp_path, "w", encoding="utf-8") as file:
+  with replacing(path) as tmp_path, open(tmp_path, "w", encoding="utf-8") as file:
     file.write(text)
 
 
 def save_array(path: str, array: np.ndarray) -> None:
   """Writes an array in NumPy's format, atomically."""
-  with _replacing(path) as tmp_path, open(tmp_path, "wb") as file:
+  with replacing(path) as tmp_path, open(tmp_path, "wb") as file:
     np.save(file, array)
 
 
@@ -87,7 +87,7 @@ def nan_to_none(tree: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _replacing(path: str) -> Iterator[str]:
+def replacing(path: str) -> Iterator[str]:
   """Yields a temporary path; the file there replaces `path` unless an error is raised.
 
   A link is followed. Devices and pipes are not replaced: the content is written into them.

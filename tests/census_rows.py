@@ -2,7 +2,17 @@
 
 import numpy as np
 
-from data_prep.census_income import COLLEGE, COLUMNS
+from data_prep.census_income import SPEC
+from data_prep.spec import read_spec
+from mmoe_jax.data.conditions import parse_condition
+
+_SPEC = read_spec(SPEC)
+COLUMNS = tuple(_SPEC.columns)
+COLLEGE = parse_condition(_SPEC.tasks["education"].condition).values
+NUMBERS = (
+  *("age", "wage_per_hour", "capital_gains", "capital_losses", "stock_dividends", "num_emp"),
+  "weeks_worked",
+)
 
 LOW = ("High school graduate", "Children", "Some college but no degree")
 _FIXED = {

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import sys
 
 import flax.linen as nn
 import numpy as np
@@ -13,13 +14,14 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from configs import smoke
-from data_prep.census_income import COLUMNS
 from mmoe_jax import data, models
-from mmoe_jax.data.tables import read_table
 from mmoe_jax.errors import UserError
 from mmoe_jax.evaluation.results_table import format_results
+from mmoe_jax.prediction import scoring
 from mmoe_jax.prediction.predictor import Predictor, to_scores
 from mmoe_jax.training import loop, population
+from tests.census_rows import COLUMNS
+from tests.frames import read_frame
 
 TASKS = ("income_50k", "marital_stat")
 
@@ -38,7 +40,7 @@ def workdir(prepared, tmp_path_factory):
 
 def test_auc_of_the_scores_is_that_of_results(workdir, prepared, raw):
   # torch-rechub #50: predict and evaluate disagree.
-  scores = Predictor(workdir)(read_table(raw[1], COLUMNS))
+  scores = Predictor(workdir)(read_frame(raw[1], COLUMNS))
   with open(os.path.join(workdir, "results.json")) as file:
     results = json.load(file)
   for split in ("validation", "test"):
@@ -51,7 +53,7 @@ def test_auc_of_the_scores_is_that_of_results(workdir, prepared, raw):
 
 def test_rows_keep_their_order_and_do_not_depend_on_each_other(workdir, raw):
   predictor = Predictor(workdir)
-  frame = read_table(raw[1], COLUMNS)
+  frame = read_frame(raw[1], COLUMNS)
   scores = predictor(frame)
   assert list(scores.columns) == list(TASKS)
   assert ((scores > 0) & (scores < 1)).all(axis=None)
@@ -61,7 +63,7 @@ def test_rows_keep_their_order_and_do_not_depend_on_each_other(workdir, raw):
 
 def test_labels_are_not_needed_and_columns_may_be_in_any_order(workdir, raw):
   predictor = Predictor(workdir)
-  frame = read_table(raw[1], COLUMNS)
+  frame = read_frame(raw[1], COLUMNS)
   other = frame[list(reversed(COLUMNS))].drop(columns=["income_50k", "marital_stat"])
   pd.testing.assert_frame_equal(predictor(other), predictor(frame))
 
@@ -107,9 +109,9 @@ def test_predictions_of_every_kind_give_the_metrics_of_the_run(
   config.data.tasks = ("weeks_worked", "education_level", "bachelors")
   config.select.tasks, config.select.metric = ("weeks_worked",), "mae"
   results = loop.train_and_evaluate(config, str(tmp_path / "w"))
-  scores = Predictor(str(tmp_path / "w"))(read_table(raw[1], COLUMNS))
+  scores = Predictor(str(tmp_path / "w"))(read_frame(raw[1], COLUMNS))
   rows = np.load(os.path.join(prepared, "test", "rows.npy"))
-  frame, scores = read_table(raw[1], COLUMNS).iloc[rows], scores.iloc[rows]
+  frame, scores = read_frame(raw[1], COLUMNS).iloc[rows], scores.iloc[rows]
   schema = data.restore_schema(str(tmp_path / "w" / "schema.json"))
   weeks, classes = schema.tasks[0], list(schema.tasks[1].classes)
   errors = np.abs(scores["weeks_worked"] - frame["weeks_worked"].astype(float).to_numpy())
@@ -129,6 +131,13 @@ def test_a_folder_without_a_run_is_named(tmp_path):
     Predictor(str(tmp_path))
 
 
+def score_file(predictor, path, output):
+  """Scores a file as the command does, warnings included."""
+  totals = scoring.score_files(predictor, [path], output)
+  for line in totals.lines(predictor.schema, path):
+    print(line, file=sys.stderr)
+
+
 def write_rows(path, frame, change):
   """Writes rows without header, changed cell by cell."""
   rows = [[change(c, v) for c, v in zip(COLUMNS, row, strict=True)] for row in frame.to_numpy()]
@@ -139,29 +148,29 @@ def write_rows(path, frame, change):
 
 def test_values_that_training_did_not_contain_are_counted(workdir, raw, tmp_path, capsys):
   predictor = Predictor(workdir)
-  frame = read_table(raw[1], COLUMNS).iloc[:50].astype(object)
+  frame = read_frame(raw[1], COLUMNS).iloc[:50].astype(object)
   out = str(tmp_path / "scores.csv")
-  predictor.score_file(write_rows(tmp_path / "a.csv", frame, lambda c, v: v), out)
+  score_file(predictor, write_rows(tmp_path / "a.csv", frame, lambda c, v: v), out)
   assert not capsys.readouterr().err
   # White space is no part of a value, so the scores are the same.
   spaced = str(tmp_path / "spaced.csv")
-  predictor.score_file(write_rows(tmp_path / "b.csv", frame, lambda c, v: f" {v}\t"), spaced)
+  score_file(predictor, write_rows(tmp_path / "b.csv", frame, lambda c, v: f" {v}\t"), spaced)
   assert not capsys.readouterr().err
   assert (tmp_path / "spaced.csv").read_text() == (tmp_path / "scores.csv").read_text()
   lower = write_rows(tmp_path / "c.csv", frame, lambda c, v: v.lower() if c == "sex" else v)
-  predictor.score_file(lower, out)
+  score_file(predictor, lower, out)
   lines = capsys.readouterr().err.splitlines()
   assert len(lines) == 1
   assert "c.csv, column 'sex': 50 of 50 rows have values that training did not contain" in lines[0]
 
 
 def test_the_input_is_not_overwritten(workdir, raw, tmp_path):
-  path = write_rows(tmp_path / "rows.csv", read_table(raw[1], COLUMNS).iloc[:5], lambda c, v: v)
+  path = write_rows(tmp_path / "rows.csv", read_frame(raw[1], COLUMNS).iloc[:5], lambda c, v: v)
   before = (tmp_path / "rows.csv").read_bytes()
   (tmp_path / "link.csv").symlink_to("rows.csv")
   for output in (path, str(tmp_path / "link.csv")):
     with pytest.raises(UserError, match="is the input; use another file"):
-      Predictor(workdir).score_file(path, output)
+      score_file(Predictor(workdir), path, output)
   assert (tmp_path / "rows.csv").read_bytes() == before
 
 
@@ -207,6 +216,6 @@ def test_a_diverged_member_is_not_scored(prepared, tmp_path):
 
 @pytest.mark.parametrize("name", ["config.json", "results.json", "checkpoints/3/best/x"])
 def test_files_of_the_run_are_not_overwritten(workdir, raw, tmp_path, name):
-  path = write_rows(tmp_path / "rows.csv", read_table(raw[1], COLUMNS).iloc[:5], lambda c, v: v)
+  path = write_rows(tmp_path / "rows.csv", read_frame(raw[1], COLUMNS).iloc[:5], lambda c, v: v)
   with pytest.raises(UserError, match="belongs to the run"):
-    Predictor(workdir).score_file(path, os.path.join(workdir, name))
+    score_file(Predictor(workdir), path, os.path.join(workdir, name))

@@ -1,10 +1,11 @@
 """Data: schema, encoding, reading of tables, loading of prepared arrays. No JAX."""
 
-from mmoe_jax.data.encoding import count_unknown, encode, to_features
+from mmoe_jax.data.encoding import Encoder, encode, needed_columns, quantiles, to_features
 from mmoe_jax.data.loading import SCHEMA_FILE, SPLITS, StoredSplit, load, memory_budget, verify
 from mmoe_jax.data.manifest import MANIFEST, write_manifest
 from mmoe_jax.data.schema import (
   KINDS,
+  TIME_PARTS,
   TRANSFORMS,
   UNKNOWN,
   EncodedRows,
@@ -16,6 +17,7 @@ from mmoe_jax.data.schema import (
   Task,
 )
 from mmoe_jax.data.selection import NUMERIC_FORMS, add_crosses, select
+from mmoe_jax.data.shards import Shards
 from mmoe_jax.data.storage import FORMAT_VERSION, restore_schema, save_schema
 
 __all__ = [
@@ -25,21 +27,25 @@ __all__ = [
   "NUMERIC_FORMS",
   "SCHEMA_FILE",
   "SPLITS",
+  "TIME_PARTS",
   "TRANSFORMS",
   "UNKNOWN",
   "EncodedRows",
+  "Encoder",
   "IdFeature",
   "NumericFeature",
   "Schema",
+  "Shards",
   "Slice",
   "Split",
   "StoredSplit",
   "Task",
   "add_crosses",
-  "count_unknown",
   "encode",
   "load",
   "memory_budget",
+  "needed_columns",
+  "quantiles",
   "restore_schema",
   "save_schema",
   "select",

@@ -1,91 +1,285 @@
 """Encoding of raw rows: the one path from a table to arrays, for preparation and prediction.
 
-Shape letters: N rows, F id features, D numeric features, T tasks.
+Shape letters: N rows, F columns of ids, D numeric features, T tasks, S slices, M values of a list.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from mmoe_jax.data.schema import UNKNOWN, EncodedRows, IdFeature, Schema, Task
-from mmoe_jax.data.tables import parse_numbers
-from mmoe_jax.errors import UserError, require
+from mmoe_jax.data.columns import MISSING, Factor, Table, to_table
+from mmoe_jax.data.conditions import evaluate, parse_condition
+from mmoe_jax.data.schema import TIME_PARTS, UNKNOWN, EncodedRows, IdFeature, Schema, Task
+
+_FEW = 4096  # Distinct values up to which a dict of the vocabulary is faster than Arrow.
+
+
+class Encoder:
+  """Encoder of a schema; it holds the vocabularies in the form that lookups need."""
+
+  def __init__(self, schema: Schema):
+    """Prepares nothing yet: a vocabulary is indexed when it is first used."""
+    self.schema = schema
+    self._vocabularies = {
+      f.name: _Vocabulary(f) for f in schema.id_features if f.kind in ("category", "hash", "list")
+    }
+    self._categories = {f.sources[0] for f in schema.id_features if f.kind in ("category", "list")}
+
+  def __call__(self, rows: Any, *, labels: bool = False, where: str = "the table") -> EncodedRows:
+    """Encodes raw rows.
+
+    Args:
+      rows: raw rows, of any kind that columns.to_table converts. Columns may be in any order;
+        columns that the schema does not use are ignored.
+      labels: whether to encode labels, sample weights and slices, too.
+      where: name of the table in errors, such as its file name.
+
+    Raises:
+      UserError: naming the column that is missing, or line and column of a value that is not a
+        number (or negative, where logarithms are taken), or not a value of a task.
+    """
+    table = to_table(rows, where)
+    schema = self.schema
+    table.missing = schema.missing
+    table.require(needed_columns(schema, labels))
+    unknown: dict[str, tuple[int, str]] = {}
+    dropped: dict[str, int] = {}
+    ids: dict[str, np.ndarray] = {}
+    out = np.zeros((len(table), schema.id_count), id_dtype(schema))
+    columns = schema.id_columns
+    for feature in schema.id_features:
+      found = self._ids(feature, table, ids, unknown, dropped)
+      ids[feature.name] = found
+      if feature.length == 1:
+        out[:, columns[feature.name].start] = found
+      else:
+        out[:, columns[feature.name]] = found
+    numbers = [required_numbers(table, n.name, n.least, n.has_missing) for n in schema.numeric]
+    encoded = {
+      "ids": out,
+      "numbers": stack(numbers, len(table), np.float64),
+      "unknown": unknown,
+      "dropped": dropped,
+    }
+    if labels:
+      encoded |= self._targets(table)
+    return EncodedRows(**encoded)
+
+  def _targets(self, table: Table) -> dict[str, np.ndarray]:
+    schema, rows = self.schema, len(table)
+    slices = [evaluate(parse_condition(s.condition), table) == 1 for s in schema.slices]
+    weights = np.ones(rows, np.float32)
+    if schema.weight_column:
+      weights = required_numbers(table, schema.weight_column, 0.0).astype(np.float32)
+    return {
+      "labels": stack([labels_of(task, table) for task in schema.tasks], rows, np.float32),
+      "weights": weights,
+      "slices": stack(slices, rows, bool),
+    }
+
+  def _ids(
+    self,
+    feature: IdFeature,
+    table: Table,
+    ids: Mapping[str, np.ndarray],
+    unknown: dict[str, tuple[int, str]],
+    dropped: dict[str, int],
+  ) -> np.ndarray:
+    """Returns the ids (N,) of a feature, (N, length) of a list."""
+    column = feature.sources[0]
+    if feature.kind == "cross":
+      return cross_ids(self.schema, feature, ids)
+    if feature.kind in TIME_PARTS:
+      return _ids_of_times(feature, times_of(table, column))
+    if feature.kind == "list":
+      return self._ids_of_lists(feature, table, unknown, dropped)
+    if feature.name in self._vocabularies:
+      factor = table.factor(column)
+      of_value = self._vocabularies[feature.name].ids(factor)
+      found = of_value[factor.codes]
+      if feature.kind == "category":
+        _count_unknown(found, factor, column, unknown)
+      return found
+    missing_allowed = feature.has_missing or _allows_missing(self.schema, column)
+    least = 0.0 if feature.kind == "log_int" else _least_of(self.schema, column)
+    return _ids_of_numbers(feature, required_numbers(table, column, least, missing_allowed))
+
+  def _ids_of_lists(
+    self,
+    feature: IdFeature,
+    table: Table,
+    unknown: dict[str, tuple[int, str]],
+    dropped: dict[str, int],
+  ) -> np.ndarray:
+    column = feature.sources[0]
+    rows, factor = table.lists(column, feature.separator)
+    of_value = self._vocabularies[feature.name].ids(factor)
+    found = of_value[factor.codes]
+    if not feature.buckets:
+      _count_unknown(found, factor, column, unknown)
+    # Unknown values leave no gap: the first `length` known ones are kept.
+    rows, found = rows[found != UNKNOWN], found[found != UNKNOWN]
+    lengths = np.bincount(rows, minlength=len(table))
+    positions = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    fits = positions < feature.length
+    if not fits.all():
+      dropped[column] = int((~fits).sum())
+    out = np.zeros((len(table), feature.length), np.int64)
+    out[rows[fits], positions[fits]] = found[fits]
+    return out[:, 0] if feature.length == 1 else out
+
+
+class _Vocabulary:
+  """Vocabulary of a feature, as a dict for few values and as an Arrow array for many."""
+
+  def __init__(self, feature: IdFeature):
+    self._feature = feature
+
+  @functools.cached_property
+  def _index(self) -> dict[str, int]:
+    return {value: i for i, value in enumerate(self._feature.values, 1)}
+
+  @functools.cached_property
+  def _array(self) -> pa.Array:
+    return pa.array(self._feature.values, pa.string())
+
+  def ids(self, factor: Factor) -> np.ndarray:
+    """Returns the id of each distinct value."""
+    if self._feature.buckets:
+      return hash_ids(factor.texts(), self._feature.buckets)
+    if len(factor.values) <= _FEW:
+      return np.array([self._index.get(v, UNKNOWN) for v in factor.texts()], np.int64)
+    found = pc.index_in(pa.array(factor.values, pa.string()), value_set=self._array)
+    return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64) + 1
 
 
 def encode(
-  schema: Schema, frame: pd.DataFrame, *, labels: bool = False, where: str = "the table"
+  schema: Schema, rows: Any, *, labels: bool = False, where: str = "the table"
 ) -> EncodedRows:
-  """Encodes raw rows.
+  """Encodes raw rows once; see Encoder for many tables."""
+  return Encoder(schema)(rows, labels=labels, where=where)
 
-  Args:
-    schema: the schema.
-    frame: raw rows as strings, as tables.read_table gives them. Columns may be in any order;
-      columns that the schema does not use are ignored.
-    labels: whether to encode the tasks' columns and the sample weights, too.
-    where: name of the table in errors, such as its file name.
 
-  Returns:
-    EncodedRows of len(frame) rows.
-
-  Raises:
-    UserError: naming the column that is missing, or line and column of a value that is not a
-      number (or negative, where logarithms are taken), or not a value of a task.
-  """
-  _require_columns(schema, frame, labels, where)
-  numbers: dict[str, np.ndarray] = {}
-  signed = {n.name for n in schema.numeric if n.transform == "identity"}
-
-  def number(column: str) -> np.ndarray:
-    if column not in numbers:
-      least = -math.inf if column in signed else 0.0
-      numbers[column] = parse_numbers(frame, column, where, least)
-    return numbers[column]
-
-  ids: dict[str, np.ndarray] = {}
-  for feature in schema.id_features:
-    if feature.kind == "category":
-      ids[feature.name] = _lookup(frame[feature.sources[0]], feature.values)
-    elif feature.kind == "cross":
-      ids[feature.name] = cross_ids(schema, feature, ids)
-    else:
-      ids[feature.name] = _ids_of_numbers(feature, number(feature.sources[0]))
-  rows = len(frame)
-  encoded = EncodedRows(
-    ids=stack([ids[f.name] for f in schema.id_features], rows, id_dtype(schema)),
-    numbers=stack([number(n.name) for n in schema.numeric], rows, np.float64),
-  )
-  if not labels:
-    return encoded
-  return EncodedRows(
-    ids=encoded.ids,
-    numbers=encoded.numbers,
-    labels=stack([_labels(frame, task, where) for task in schema.tasks], rows, np.float32),
-    weights=number(schema.weight_column).astype(np.float32)
-    if schema.weight_column
-    else np.ones(rows, np.float32),
-  )
+def needed_columns(schema: Schema, labels: bool = False) -> list[str]:
+  """Returns the columns that encoding reads, each once."""
+  needed = [c for f in schema.id_features if f.kind != "cross" for c in f.sources]
+  needed += [n.name for n in schema.numeric]
+  if labels:
+    needed += [column for task in schema.tasks for column in task.columns]
+    needed += [c for s in schema.slices for c in parse_condition(s.condition).columns]
+    needed += [schema.weight_column] if schema.weight_column else []
+  return list(dict.fromkeys(needed))
 
 
 def to_features(schema: Schema, rows: EncodedRows) -> dict[str, np.ndarray]:
-  """Returns the features of encoded rows: `ids` (N, F), and `numeric` (N, D), standardised."""
+  """Returns the features of encoded rows: `ids` (N, F) and `numeric` (N, inputs), standardised."""
   mean = np.array([n.mean for n in schema.numeric])
   std = np.array([n.std for n in schema.numeric])
   is_log = np.array([n.transform == "log1p" for n in schema.numeric], bool)
-  x = np.array(rows.numbers, np.float64)
+  raw = np.array(rows.numbers, np.float64)
+  x = raw.copy()
   np.log1p(x, out=x, where=is_log)
-  return {"ids": np.asarray(rows.ids), "numeric": ((x - mean) / std).astype(np.float32)}
+  for d, feature in enumerate(schema.numeric):
+    if feature.transform == "quantile":
+      x[:, d] = quantiles(raw[:, d], feature.points)
+  inputs = [((x - mean) / std).astype(np.float32)]
+  if schema.numeric_count > len(schema.numeric):
+    is_missing = np.isnan(raw)
+    inputs[0][is_missing] = 0.0
+    has_missing = [n.has_missing for n in schema.numeric]
+    inputs.append(is_missing[:, has_missing].astype(np.float32))
+    inputs += [pieces(raw[:, d], n.edges) for d, n in enumerate(schema.numeric) if n.edges]
+  return {"ids": np.asarray(rows.ids), "numeric": np.concatenate(inputs, axis=1)}
 
 
-def count_unknown(schema: Schema, rows: EncodedRows) -> dict[str, int]:
-  """Returns column -> number of rows whose value no train row had, for categories with any."""
-  return {
-    feature.sources[0]: count
-    for feature, ids_N in zip(schema.id_features, rows.ids.T, strict=True)
-    if feature.kind == "category" and (count := int((ids_N == UNKNOWN).sum()))
-  }
+def quantiles(x_N: np.ndarray, points: Sequence[float]) -> np.ndarray:
+  """Returns the share of train rows below each value, interpolated between quantiles."""
+  points = np.asarray(points)
+  # Of equal points, a value gets the middle of their quantiles.
+  distinct, first, counts = np.unique(points, return_index=True, return_counts=True)
+  middle = (first + (counts - 1) / 2) / (len(points) - 1)
+  found = np.interp(x_N, distinct, middle)
+  return np.where(np.isnan(x_N), np.nan, found)
+
+
+def pieces(x_N: np.ndarray, edges: Sequence[float]) -> np.ndarray:
+  """Returns the piecewise-linear encoding (N, len(edges) - 1); 0 for missing values."""
+  edges = np.asarray(edges)
+  share = (x_N[:, None] - edges[:-1]) / np.diff(edges)
+  return np.nan_to_num(np.clip(share, 0, 1)).astype(np.float32)
+
+
+def hash_ids(texts: Sequence[str], buckets: int) -> np.ndarray:
+  """Returns an id from 1 to `buckets` for each text, UNKNOWN for missing ones.
+
+  The hash (SipHash with pandas' key) is the same on every machine.
+  """
+  values = np.array(texts, object)
+  hashed = pd.util.hash_array(values, categorize=False) % np.uint64(buckets)
+  return np.where(values == MISSING, UNKNOWN, hashed.astype(np.int64) + 1)
+
+
+def times_of(table: Table, column: str) -> np.ndarray:
+  """Parses timestamps as (N,) datetime64[s], NaT where missing.
+
+  Texts are in ISO 8601, or whole numbers of seconds since 1970; times with a zone are in UTC.
+
+  Raises:
+    UserError: naming the line of another value.
+  """
+  factor = table.factor(column)
+  texts = factor.texts()
+  is_number = [text.removeprefix("-").isdecimal() and len(text) > 4 for text in texts]
+  parsed = pd.to_datetime(
+    pd.Series(
+      [None if n else t or None for t, n in zip(texts, is_number, strict=True)], dtype=object
+    ),
+    format="ISO8601",
+    utc=True,
+    errors="coerce",
+  )
+  values = parsed.dt.tz_convert(None).to_numpy().astype("datetime64[s]")
+  for i, (text, number) in enumerate(zip(texts, is_number, strict=True)):
+    if number and abs(int(text)) < 1 << 36:
+      values[i] = np.datetime64(int(text), "s")
+  is_bad = np.isnat(values) & np.array([text != MISSING for text in texts], bool)
+  if is_bad[factor.codes].any():
+    table.refuse(
+      column,
+      is_bad[factor.codes],
+      lambda row: (
+        f"'{texts[factor.codes[row]]:.80}' is not a time; must be in ISO 8601, such as 2026-01-31 "
+        "or 2026-01-31 18:30:00, or seconds since 1970"
+      ),
+    )
+  return values[factor.codes]
+
+
+def required_numbers(
+  table: Table, column: str, least: float = -math.inf, has_missing: bool = False
+) -> np.ndarray:
+  """Parses a column of numbers; NaN for missing ones, which must be allowed.
+
+  Raises:
+    UserError: naming the line of a missing or wrong number.
+  """
+  x_N = table.numbers(column, least)
+  is_missing = np.isnan(x_N)
+  if not has_missing and is_missing.any():
+    bound = f" >= {least:g}" if math.isfinite(least) else ""
+    table.refuse(
+      column,
+      is_missing,
+      lambda row: f"'' is not a number{bound}; train rows have no missing value here",
+    )
+    x_N = np.where(is_missing, max(least, 0.0), x_N)
+  return x_N
 
 
 def cross_ids(schema: Schema, feature: IdFeature, ids: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -120,57 +314,83 @@ def stack(columns: Sequence[np.ndarray], rows: int, dtype: Any) -> np.ndarray:
   return out
 
 
-def _require_columns(schema: Schema, frame: pd.DataFrame, labels: bool, where: str) -> None:
-  needed = [c for f in schema.id_features if f.kind != "cross" for c in f.sources]
-  needed += [n.name for n in schema.numeric]
-  if labels:
-    needed += [task.column for task in schema.tasks]
-    needed += [schema.weight_column] if schema.weight_column else []
-  missing = [c for c in dict.fromkeys(needed) if c not in frame.columns]
-  require(not missing, f"{where}: column {', '.join(map(repr, missing))} is missing")
+def labels_of(task: Task, table: Table) -> np.ndarray:
+  """Returns the labels (N,) of a task, NaN where missing.
+
+  Raises:
+    UserError: naming the line of a value that is not a number, or not a value of the task.
+  """
+  labels = _labels(task, table)
+  if task.labelled:
+    labels = np.where(evaluate(parse_condition(task.labelled), table) == 1, labels, np.nan)
+  return labels
 
 
-def _lookup(column: pd.Series, values: Sequence[str]) -> np.ndarray:
-  """Returns the ids of a column's values, 0 for those not in `values`."""
-  codes, distinct = pd.factorize(column)
-  index = pd.Index(list(values), dtype=object)
-  return (index.get_indexer(distinct.astype(object)) + 1)[codes]
+def _labels(task: Task, table: Table) -> np.ndarray:
+  if task.kind == "regression":
+    return (table.numbers(task.column) - task.mean) / task.std
+  if task.condition:
+    return evaluate(parse_condition(task.condition), table)
+  factor = table.factor(task.column)
+  known: dict[str, float] = {MISSING: math.nan}
+  if task.kind == "binary":
+    known |= dict.fromkeys(task.negative, 0) | dict.fromkeys(task.positive, 1)
+  else:
+    known |= {value: number for number, value in enumerate(task.classes)}
+  texts = factor.texts()
+  is_known = np.array([text in known for text in texts], bool)[factor.codes]
+  if not is_known.all():
+    table.refuse(
+      task.column,
+      ~is_known,
+      lambda row: (
+        f"'{texts[factor.codes[row]]:.80}' is not a value of the task '{task.name}'; leave it "
+        "empty if the label is missing"
+      ),
+    )
+  return np.array([known.get(text, math.nan) for text in texts], np.float32)[factor.codes]
+
+
+def _count_unknown(
+  ids: np.ndarray, factor: Factor, column: str, unknown: dict[str, tuple[int, str]]
+) -> None:
+  is_unknown = ids == UNKNOWN
+  if count := int(is_unknown.sum()):
+    first = factor.codes[int(np.argmax(is_unknown))]
+    unknown[column] = (count, str(factor.values[first]))
+
+
+def _allows_missing(schema: Schema, column: str) -> bool:
+  return any(n.has_missing for n in schema.numeric if n.name == column) or any(
+    f.has_missing for f in schema.id_features if f.sources == (column,)
+  )
+
+
+def _least_of(schema: Schema, column: str) -> float:
+  """Returns the smallest number that a column may have, by the features made from it."""
+  is_log = any(f.kind == "log_int" for f in schema.id_features if f.sources == (column,))
+  return max([n.least for n in schema.numeric if n.name == column] + [0.0 if is_log else -math.inf])
 
 
 def _ids_of_numbers(feature: IdFeature, x: np.ndarray) -> np.ndarray:
   values = np.asarray(feature.values)
   if feature.kind == "bins":
     # Numbers below the first edge, the least of the train rows, get id 0: unknown.
-    return np.searchsorted(values, x, side="right")
+    found = np.searchsorted(values, x, side="right")
+    return np.where(np.isnan(x), len(values) + 1 if feature.has_missing else UNKNOWN, found)
   return _find(values, np.floor(np.log1p(x)))
+
+
+def _ids_of_times(feature: IdFeature, times: np.ndarray) -> np.ndarray:
+  is_known = ~np.isnat(times)
+  at = pd.DatetimeIndex(np.where(is_known, times, np.datetime64(0, "s")))
+  part = np.asarray(getattr(at, feature.kind))
+  return np.where(is_known, _find(np.asarray(feature.values), part), UNKNOWN)
 
 
 def _find(values: np.ndarray, x: np.ndarray) -> np.ndarray:
   """Returns the ids of numbers among sorted values, UNKNOWN for others."""
+  if not len(values):
+    return np.full(len(x), UNKNOWN)
   at = np.minimum(np.searchsorted(values, x), len(values) - 1)
   return np.where(values[at] == x, at + 1, UNKNOWN)
-
-
-def _labels(frame: pd.DataFrame, task: Task, where: str) -> np.ndarray:
-  """Returns the labels (N,) of a task, NaN where its column is empty."""
-  if task.kind == "regression":
-    labels = np.full(len(frame), np.nan)
-    is_known = (frame[task.column] != "").to_numpy()
-    rows = frame.loc[is_known, [task.column]]
-    values = parse_numbers(rows, task.column, where, -math.inf)
-    labels[is_known] = (values - task.mean) / task.std
-    return labels
-  codes, values = pd.factorize(frame[task.column])
-  known = {"": math.nan}
-  if task.kind == "binary":
-    known |= dict.fromkeys(task.negative, 0) | dict.fromkeys(task.positive, 1)
-  else:
-    known |= {value: number for number, value in enumerate(task.classes)}
-  for code, value in enumerate(values):
-    if value not in known:
-      line = frame.index[int(np.argmax(codes == code))]
-      raise UserError(
-        f"{where}, line {line}, column '{task.column}': '{value}' is not a value of the task "
-        f"'{task.name}'; leave it empty if the label is missing"
-      )
-  return np.array([known[v] for v in values], np.float32)[codes]

@@ -1,12 +1,12 @@
 """Selection of the tasks and features of one run from the schema of a table."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from mmoe_jax.data.encoding import pair_numbers
-from mmoe_jax.data.schema import IdFeature, Schema
+from mmoe_jax.data.schema import TIME_PARTS, IdFeature, Schema
 from mmoe_jax.errors import require, require_known
 
 # Form of the continuous columns -> kinds of id features that it takes, besides categories.
@@ -15,8 +15,11 @@ _KINDS_OF_FORM = {
   "bins": ("bins",),
   "both": ("bins",),
   "log_int": ("log_int",),
+  "piecewise": (),
   "none": (),
 }
+_ALWAYS = ("category", "hash", "list", *TIME_PARTS)  # Kinds that do not depend on the form.
+_PIECES = 24  # Of a piecewise-linear encoding, at most.
 NUMERIC_FORMS = tuple(_KINDS_OF_FORM)
 
 
@@ -35,8 +38,10 @@ def select(
   Args:
     schema: schema of the table.
     tasks: names of tasks, in the order of the model's outputs.
-    protocol: a key of `schema.protocols`, which names columns that are no features.
-    numeric: form of continuous columns: `standardize`, `bins`, `both`, `log_int` or `none`.
+    protocol: a key of `schema.protocols`, which names columns that are no features; empty for the
+      first one.
+    numeric: form of continuous columns: `standardize`, `bins`, `both`, `log_int`, `piecewise`
+      (piecewise-linear encoding, in addition to the standardised value) or `none`.
     exclude: further columns that are no features.
 
   Raises:
@@ -50,43 +55,84 @@ def select(
   require(
     len(set(tasks)) == len(tasks), f"config.data.tasks = {tuple(tasks)}: must not repeat a task"
   )
-  require_known(protocol, schema.protocols, "config.data.protocol")
+  if protocol:
+    require_known(protocol, schema.protocols, "config.data.protocol")
   require_known(numeric, NUMERIC_FORMS, "config.data.numeric")
   columns = {c for f in schema.id_features for c in f.sources} | {n.name for n in schema.numeric}
   for column in exclude:
     require_known(column, sorted(columns), "a column in config.data.exclude")
   selected = [next(task for task in schema.tasks if task.name == name) for name in tasks]
-  excluded = {task.column for task in selected} | {*schema.protocols[protocol], *exclude}
-  kinds = ("category", *_KINDS_OF_FORM[numeric])
-  has_numbers = numeric in ("standardize", "both")
+  protocol = protocol or next(iter(schema.protocols), "")
+  excluded = {column for task in selected for column in task.columns}
+  excluded |= {*schema.protocols.get(protocol, ()), *exclude}
+  kinds = (*_ALWAYS, *_KINDS_OF_FORM[numeric])
+  has_numbers = numeric in ("standardize", "both", "piecewise")
   return dataclasses.replace(
     schema,
     tasks=tuple(selected),
     id_features=tuple(
       f for f in schema.id_features if f.kind in kinds and not excluded & set(f.sources)
     ),
-    numeric=tuple(n for n in schema.numeric if has_numbers and n.name not in excluded),
+    numeric=tuple(
+      dataclasses.replace(n, edges=_pieces(schema, n.name)) if numeric == "piecewise" else n
+      for n in schema.numeric
+      if has_numbers and n.name not in excluded
+    ),
   )
 
 
-def add_crosses(schema: Schema, crosses: Sequence[str], train_ids: np.ndarray) -> Schema:
-  """Returns the schema with crossed features `a#b`, whose vocabularies are the pairs in train rows.
+def _pieces(schema: Schema, column: str) -> tuple[float, ...]:
+  """Returns the ends of a column's pieces: lower edges of its bins, at most _PIECES + 1 of them."""
+  edges = next((f.values for f in schema.id_features if f.name == f"{column}_bins"), ())
+  if len(edges) < 2:
+    return ()
+  chosen = np.unique(np.linspace(0, len(edges) - 1, min(len(edges), _PIECES + 1)).round())
+  return tuple(float(edges[int(i)]) for i in chosen)
+
+
+def crosses_of(schema: Schema, crosses: Sequence[str]) -> list[tuple[str, str]]:
+  """Returns the pairs of features that the schema and the config cross.
+
+  Crosses of the schema whose features are not in the run are left out.
 
   Args:
-    schema: the schema.
-    crosses: each `a#b`, with a and b id features of the schema.
-    train_ids: (N, F) ids of the train rows, in the schema's order.
+    schema: the schema of the run.
+    crosses: config.data.crosses, each `a#b`, with a and b id features of the run.
 
   Raises:
     UserError: for a cross of another form, or an unknown feature.
   """
-  by_name = {f.name: train_ids[:, i] for i, f in enumerate(schema.id_features)}
-  added = []
+  names = [f.name for f in schema.id_features if f.length == 1]
+  own = [tuple(cross.split("#")) for cross in schema.crosses]
+  pairs = [pair for pair in own if set(pair) <= set(names)]
   for cross in crosses:
     parts = tuple(str(cross).split("#"))
     require(len(parts) == 2, f"config.data.crosses holds '{cross}': must have the form a#b")
     for part in parts:
-      require_known(part, by_name, f"a feature of '{cross}' in config.data.crosses")
-    pairs = np.unique(pair_numbers(schema, parts, by_name))
-    added.append(IdFeature(cross, "cross", parts, tuple(pairs.tolist())))
+      require_known(part, names, f"a feature of '{cross}' in config.data.crosses")
+    pairs.append(parts)
+  return list(dict.fromkeys(pairs))
+
+
+def add_crosses(
+  schema: Schema, pairs: Sequence[tuple[str, str]], train_ids: Iterable[np.ndarray]
+) -> Schema:
+  """Returns the schema with crossed features `a#b`, whose vocabularies are the pairs in train rows.
+
+  Args:
+    schema: the schema.
+    pairs: names of the crossed features, see crosses_of.
+    train_ids: the ids of the train rows, in chunks (N, F) in the schema's order.
+  """
+  found = [np.zeros(0, np.int64)] * len(pairs)
+  for ids in train_ids:
+    by_name = {name: ids[:, at.start] for name, at in schema.id_columns.items()}
+    found = [
+      np.union1d(numbers, pair_numbers(schema, pair, by_name))
+      for numbers, pair in zip(found, pairs, strict=True)
+    ]
+  added = [
+    IdFeature("#".join(pair), "cross", pair, tuple(numbers.tolist()))
+    for pair, numbers in zip(pairs, found, strict=True)
+  ]
   return dataclasses.replace(schema, id_features=schema.id_features + tuple(added))

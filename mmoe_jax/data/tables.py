@@ -1,212 +1,316 @@
-"""Reading of raw tables from CSV files, and writing of scores."""
+"""Reading of raw tables in parts: CSV (also .gz) and Parquet, local or in object storage.
+
+A plan lists the parts of the files. Each is read when it is needed, by any process, in batches of
+bounded size; so a table may be larger than memory.
+"""
 
 import contextlib
-import csv
-import gzip
-import io
+import dataclasses
+import hashlib
 import os
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any
+import tempfile
+from collections.abc import Iterator, Sequence
 
-import numpy as np
-import pandas as pd
 import pyarrow as pa
-import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 
-from mmoe_jax.errors import UserError, require, require_known
+from mmoe_jax.data import csv_files, locations
+from mmoe_jax.data.columns import Table, from_arrow
+from mmoe_jax.errors import UserError, did_you_mean, require
 
-_LARGEST = 1e30
+BATCH = 1 << 17  # Rows that are in memory at a time.
+SMALL = 1 << 28  # Bytes of input that are read as one part.
+PART_BYTES = 1 << 25  # Bytes of a part of CSV files; of Parquet, BATCH times _BATCHES rows.
+_BATCHES = 4
 
 
-def read_table(path: str, columns: Sequence[str]) -> pd.DataFrame:
-  """Reads comma-separated rows, every value as a stripped string; quotes are optional.
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """Form of a table's files.
 
-  A first line with column names is a header; columns may then be in any order, and some may be
-  absent. Without a header, each line has all of `columns`, in their order.
+  Attributes:
+    columns: names of the columns of CSV files without a header, in their order.
+    separator: separator of values in CSV files.
+    has_header: whether CSV files have a header; None: if their first line has one of `columns`.
+  """
+
+  columns: tuple[str, ...] = ()
+  separator: str = ","
+  has_header: bool | None = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+  """Consecutive rows of a file.
+
+  Attributes:
+    path: the file, decompressed.
+    name: the file as the user gave it.
+    start: first byte (CSV) or row group (Parquet).
+    end: end of the bytes or row groups.
+    first_line: line of the first row; of Parquet, the number of the row from 1.
+    names: names of the columns.
+    size: bytes of the file when the plan was made.
+    modified: time of its last change in nanoseconds.
+    separator: separator of values (CSV).
+    file: number of the file among all.
+  """
+
+  path: str
+  name: str
+  start: int
+  end: int
+  first_line: int
+  names: tuple[str, ...]
+  size: int
+  modified: int
+  separator: str = ","
+  file: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """Pieces that are read together."""
+
+  pieces: tuple[Piece, ...]
+
+
+def is_parquet(path: str) -> bool:
+  """Returns whether a path names a Parquet file."""
+  return path.endswith((".parquet", ".pq"))
+
+
+def plan(
+  paths: Sequence[str],
+  form: Format,
+  scratch: str = "",
+  part_bytes: int = 0,
+  needed: Sequence[str] = (),
+  first_file: int = 0,
+) -> list[Part]:
+  """Cuts files into parts.
 
   Args:
-    path: the file, plain, or compressed if its name ends with .gz.
-    columns: names of the raw columns, in their order.
+    paths: the files.
+    form: their form.
+    scratch: local folder for decompressed files; needed for .gz files.
+    part_bytes: bytes of a part; 0: one part if all files have at most SMALL bytes together,
+      otherwise parts of a size that suits several processes.
+    needed: columns that every file must have, with one type.
+    first_file: number of the first file, see Piece.
 
-  Returns:
-    The rows in their order; columns are categorical, the index is the line number of each row.
+  Raises:
+    UserError: if a file is empty, not a table, or has other columns than the first one.
+    OSError: if a file cannot be read.
+  """
+  sizes = {}
+  for path in paths:
+    locations.require_readable(path)
+    sizes[path] = locations.stat(path)
+  if not part_bytes:
+    total = sum(size for size, _ in sizes.values())
+    part_bytes = SMALL if total <= SMALL else PART_BYTES
+  pieces: list[tuple[Piece, int]] = []
+  first: pa.Schema | None = None
+  names: tuple[str, ...] | None = None
+  for number, path in enumerate(paths, first_file):
+    if is_parquet(path):
+      first = _require_same_schema(path, first, needed)
+      found = list(_pieces_of_parquet(path, *sizes[path], part_bytes))
+      pieces += [(dataclasses.replace(piece, file=number), weight) for piece, weight in found]
+      continue
+    found = [
+      (dataclasses.replace(piece, file=number), weight)
+      for piece, weight in _pieces_of_csv(path, form, *sizes[path], part_bytes, scratch)
+    ]
+    require(bool(found), f"{path}: no rows")
+    _require_names(path, found[0][0].names, names or needed)
+    names = names or (found[0][0].names if form.has_header else None)
+    pieces += found
+  return _group(pieces, part_bytes)
+
+
+def read(
+  part: Part,
+  columns: Sequence[str] = (),
+  plain: Sequence[str] = (),
+  collects_bad: bool = False,
+) -> Iterator[Table]:
+  """Reads the rows of a part, in order, in tables of bounded size.
+
+  Args:
+    part: the part.
+    columns: columns to read; empty for all.
+    plain: columns of mostly different values, such as measurements.
+    collects_bad: whether the tables collect bad rows, see Table.bad.
+
+  Raises:
+    UserError: if a file has changed since the plan, or is broken.
+    OSError: if it cannot be read.
+  """
+  for piece in part.pieces:
+    if locations.stat(piece.path) != (piece.size, piece.modified):
+      raise UserError(f"{piece.name}: changed while it was read; start again")
+    found = (
+      _read_parquet(piece, columns)
+      if is_parquet(piece.path)
+      else _read_csv(piece, columns, plain, collects_bad)
+    )
+    for table in found:
+      table.bad = {} if collects_bad else None
+      yield table
+
+
+def _read_csv(
+  piece: Piece, columns: Sequence[str], plain: Sequence[str], collects_bad: bool
+) -> Iterator[Table]:
+  content = locations.read_range(piece.path, piece.start, piece.end)
+  arguments = (content, piece.names, piece.separator, piece.name, piece.first_line)
+  lines, unreadable = None, []
+  try:
+    table = csv_files.parse(*arguments, plain)
+  except UserError:
+    if not collects_bad:
+      raise
+    table, lines, unreadable = csv_files.parse_good_rows(*arguments)
+  if columns:
+    table = table.select([c for c in table.column_names if c in columns])
+  found = from_arrow(table.unify_dictionaries(), piece.name, piece.first_line, piece.file)
+  found.unreadable = unreadable
+  found.lines = found.lines if lines is None else lines
+  yield found
+
+
+def read_table(path: str, columns: Sequence[str] = (), form: Format | None = None) -> Table:
+  """Reads a whole file.
+
+  Args:
+    path: the file.
+    columns: names of the columns of a CSV file, in their order. A first line with names is a
+      header; columns may then be in any order, and some may be absent.
+    form: another form of the file.
 
   Raises:
     UserError: naming the file, and the line that has the wrong number of columns.
     OSError: if the file cannot be read.
   """
-  _require_readable(path, len(columns))
-  with _user_errors(path, columns):
-    first = pd.read_csv(path, nrows=1, **_options(path)).iloc[0]
-  first = [str(value).strip() for value in first]
-  has_header = any(name in columns for name in first)
-  names = first if has_header else list(columns)
-  for name in names:
-    require_known(name, columns, f"{path}, line 1: a column of the header")
-  require(len(set(names)) == len(names), f"{path}, line 1: the header repeats a column; remove one")
-  frame = _read_plain(path, names, has_header)
-  if frame is None:
-    with _user_errors(path, columns):
-      frame = _read_any(path, names, has_header)
-  require(len(frame) > 0, f"{path}: no rows")
-  frame.index = pd.RangeIndex(1 + has_header, 1 + has_header + len(frame))
-  return frame
+  form = form or Format(tuple(columns), has_header=None if columns else True)
+  with tempfile.TemporaryDirectory() as scratch:
+    parts = plan([path], form, scratch, part_bytes=1 << 62)
+    tables = [table for part in parts for table in read(part)]
+  require(sum(map(len, tables)) > 0, f"{path}: no rows")
+  if len(tables) == 1:
+    return tables[0]
+  merged = {name: pa.chunked_array([t.columns[name] for t in tables]) for name in tables[0].columns}
+  return from_arrow(pa.table(merged), path, tables[0].lines[0])
 
 
-def _require_readable(path: str, columns: int) -> None:
-  """Validates that a path is a file whose first line is not empty; it is read several times."""
-  require(
-    "\0" not in path and path.encode("utf-8", "ignore").decode() == path,
-    f"{path!r}: contains characters that no file name has, or that the locale cannot express",
-  )
-  require(
-    os.path.isfile(path) or not os.path.exists(path),
-    f"{path}: must be a file, not a folder, pipe or device",
-  )
-  with _user_errors(path, ()), _open(path, "rb") as file:
-    first, more = file.readline(1 << 20), file.read(1)
-    is_blank = not first.strip() and bool(more)
-    require(not is_blank, f"{path}, line 1: is empty, must have {columns} columns")
-
-
-def _read_plain(path: str, names: Sequence[str], has_header: bool) -> pd.DataFrame | None:
-  """Reads a file without quotes or errors, several times as fast as pandas.
-
-  Returns None for any other file, which `_read_any` reads, or finds the error in.
-  """
+def _pieces_of_csv(
+  path: str, form: Format, size: int, modified: int, part_bytes: int, scratch: str
+) -> Iterator[tuple[Piece, int]]:
+  plain = path
   if path.endswith(".gz"):
-    return None
-  # Arrow allows quotes only at the start of a value; here spaces may come before them.
-  quotes, commas = _count(path, b'"', b",")
-  if quotes:
-    return None
-  text = pa.dictionary(pa.int32(), pa.string())
+    require(bool(scratch), f"{path}: must be decompressed first")
+    plain = os.path.join(scratch, f"{hashlib.sha256(path.encode()).hexdigest()[:16]}.csv")
+    csv_files.decompress(path, plain)
+    size, modified = locations.stat(plain)
+  with csv_files.user_errors(path, form.columns):
+    names, start = _header(plain, path, form)
+  for begin, end, line in csv_files.cut(plain, start, size, part_bytes):
+    piece = Piece(plain, path, begin, end, line, names, size, modified, form.separator)
+    yield piece, end - begin
+
+
+def _header(plain: str, path: str, form: Format) -> tuple[tuple[str, ...], int]:
   try:
-    table = pa_csv.read_csv(
-      path,
-      pa_csv.ReadOptions(column_names=names, skip_rows=int(has_header), block_size=1 << 22),
-      pa_csv.ParseOptions(ignore_empty_lines=False, quote_char=False),
-      pa_csv.ConvertOptions(column_types=dict.fromkeys(names, text), strings_can_be_null=False),
-    )
-  except (pa.ArrowInvalid, pa.ArrowKeyError):
-    return None
-  # Arrow reads an empty line as a row of empty values.
-  if commas != (len(table) + has_header) * (len(names) - 1):
-    return None
-  return table.unify_dictionaries().to_pandas().apply(_strip)
+    return csv_files.read_header(plain, form.columns, form.separator, form.has_header)
+  except UserError as error:
+    raise UserError(str(error).replace(plain, path)) from error
 
 
-def _strip(column: pd.Series) -> pd.Series:
-  """Returns a categorical column with its strings stripped of white space."""
-  stripped = column.cat.categories.str.strip()
-  if stripped.is_unique:
-    return column.cat.rename_categories(stripped)
-  return pd.Series(stripped.to_numpy(object)[column.cat.codes], dtype="category")
+def _pieces_of_parquet(
+  path: str, size: int, modified: int, part_bytes: int
+) -> Iterator[tuple[Piece, int]]:
+  """Yields a piece for every row group, with its weight in bytes."""
+  with _open_parquet(path) as file:
+    metadata = file.metadata
+    names = tuple(file.schema_arrow.names)
+    row = 1
+    for group in range(metadata.num_row_groups):
+      rows = metadata.row_group(group).num_rows
+      # A part of Parquet is counted in rows, since compression hides the size in memory.
+      weight = rows * part_bytes // (BATCH * _BATCHES)
+      yield Piece(path, path, group, group + 1, row, names, size, modified), weight
+      row += rows
+  require(row > 1, f"{path}: no rows")
 
 
-def _read_any(path: str, names: Sequence[str], has_header: bool) -> pd.DataFrame:
-  """Reads a file with pandas; raises the errors that `_user_errors` translates."""
-  # An extra name catches lines with one column too many; missing columns come back empty.
-  extra = "\0extra"
-  frame = pd.read_csv(path, names=[*names, extra], skiprows=int(has_header), **_options(path))
-  # pandas pads short lines silently, so lines are checked if commas or last values are suspicious.
-  commas = (len(frame) + has_header) * (len(names) - 1)
-  is_padded = bool(((frame[extra] != "") | (frame[names[-1]] == "")).any())
-  if is_padded or _count(path, b",") != [commas]:
-    _require_columns(path, names)
-  return frame.drop(columns=extra).apply(lambda column: column.str.strip().astype("category"))
+def _group(pieces: Sequence[tuple[Piece, int]], part_bytes: int) -> list[Part]:
+  """Groups consecutive pieces into parts of about `part_bytes`; neighbours of a file are joined."""
+  parts: list[list[Piece]] = []
+  filled = part_bytes
+  for piece, weight in pieces:
+    if filled + weight > part_bytes and filled:
+      parts.append([])
+      filled = 0
+    filled += weight
+    last = parts[-1][-1] if parts[-1] else None
+    if last and last.path == piece.path and last.end == piece.start:
+      parts[-1][-1] = dataclasses.replace(last, end=piece.end)
+    else:
+      parts[-1].append(piece)
+  return [Part(tuple(part)) for part in parts]
 
 
-def _options(path: str) -> dict[str, Any]:
-  return {
-    "header": None,
-    "dtype": str,
-    "na_filter": False,
-    "index_col": False,
-    "skipinitialspace": True,
-    "skip_blank_lines": False,
-    "quoting": csv.QUOTE_MINIMAL,
-    "compression": "gzip" if path.endswith(".gz") else None,
-  }
+def _read_parquet(piece: Piece, columns: Sequence[str]) -> Iterator[Table]:
+  with _open_parquet(piece.path) as file:
+    schema = file.schema_arrow
+    texts = [
+      f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)
+    ]
+  wanted = [name for name in schema.names if name in columns] if columns else None
+  with _open_parquet(piece.path, texts) as file:
+    groups = list(range(piece.start, piece.end))
+    line = piece.first_line
+    for batch in file.iter_batches(BATCH, groups, wanted, use_threads=True):
+      yield from_arrow(batch, piece.name, line, piece.file)
+      line += batch.num_rows
 
 
 @contextlib.contextmanager
-def _user_errors(path: str, columns: Sequence[str]) -> Iterator[None]:
-  """Turns pandas' errors for a broken table into UserError."""
-  try:
-    yield
-  except pd.errors.EmptyDataError as error:
-    raise UserError(f"{path}: the file is empty") from error
-  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-    raise UserError(f"{path}: not a gzip file, or damaged: {error}") from error
-  except (pd.errors.ParserError, UnicodeDecodeError, csv.Error) as error:
-    reason = str(error).replace("Error tokenizing data. C error: ", "").strip()
-    raise UserError(f"{path}: not a table of {len(columns)} columns: {reason}") from error
+def _open_parquet(path: str, texts: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
+  """Opens a Parquet file, and turns Arrow's errors into UserError."""
+  with locations.open_input(path) as source:
+    try:
+      yield pq.ParquetFile(source, read_dictionary=list(texts) or None)
+    except pa.ArrowException as error:
+      raise UserError(f"{path}: not a Parquet file, or damaged: {error}") from error
+    except OSError as error:
+      if error.errno is not None:
+        raise
+      raise UserError(f"{path}: damaged: {error}") from error
 
 
-def parse_numbers(frame: pd.DataFrame, column: str, where: str, least: float = 0.0) -> np.ndarray:
-  """Parses a column of strings as float64.
-
-  Args:
-    frame: rows, indexed by line number.
-    column: name of the column.
-    where: name of the table in errors.
-    least: smallest allowed number.
-
-  Raises:
-    UserError: naming the line of a value that is not a number, not finite, or too small.
-  """
-  # Values repeat, so parsing only the distinct ones is several times faster.
-  codes, values = pd.factorize(frame[column])
-  values = np.asarray(values, object)
-  parsed = pd.to_numeric(pd.Series(values), errors="coerce").to_numpy(np.float64)
-  # Models compute in float32, where larger numbers are infinite.
-  bad = ~((np.abs(parsed) <= _LARGEST) & (parsed >= least))
-  if bad.any():
-    row = int(np.argmax(bad[codes]))
-    raise UserError(
-      f"{where}, line {frame.index[row]}, column '{column}': "
-      f"'{values[codes[row]]}' is not a number"
-      + (f" >= {least:g}" if np.isfinite(least) else "")
-      + (f" up to {_LARGEST:g}" if abs(parsed[codes[row]]) > _LARGEST else "")
+def _require_same_schema(path: str, first: pa.Schema | None, needed: Sequence[str]) -> pa.Schema:
+  """Validates a Parquet file's columns against those of the first file; returns the first's."""
+  with _open_parquet(path) as file:
+    schema = file.schema_arrow
+  _require_names(path, schema.names, needed)
+  if first is None:
+    return schema
+  for name in needed or first.names:
+    if name not in schema.names:
+      raise UserError(f"{path}: column '{name}' is missing, which the first file has")
+    here, there = schema.field(name).type, first.field(name).type
+    require(
+      here == there, f"{path}: column '{name}' has the type {here}, in the first file {there}"
     )
-  return parsed[codes]
+  return first
 
 
-def floats_as_csv(columns: Mapping[str, np.ndarray]) -> str:
-  """Formats columns of floats as CSV with a header; parsing it returns the same floats."""
-  header = io.StringIO()
-  csv.writer(header, lineterminator="\n").writerow(columns)
-  # Arrow writes the shortest digits that identify a float.
-  body = pa.BufferOutputStream()
-  numbered = {str(i): values for i, values in enumerate(columns.values())}
-  pa_csv.write_csv(pa.table(numbered), body, pa_csv.WriteOptions(include_header=False))
-  return header.getvalue() + body.getvalue().to_pybytes().decode()
-
-
-def _open(path: str, mode: str) -> IO[Any]:
-  text = {"encoding": "utf-8", "newline": ""} if "t" in mode else {}
-  return (gzip.open if path.endswith(".gz") else open)(path, mode, **text)
-
-
-def _count(path: str, *of: bytes) -> list[int]:
-  """Counts the occurrences of each byte in a file."""
-  counts = [0] * len(of)
-  with _open(path, "rb") as file:
-    while block := file.read(1 << 20):
-      counts = [n + block.count(byte) for n, byte in zip(counts, of, strict=True)]
-  return counts
-
-
-def _require_columns(path: str, names: Sequence[str]) -> None:
-  """Raises UserError for the first line with another number of columns than `names`."""
-  with _open(path, "rt") as file:
-    reader = csv.reader(file, skipinitialspace=True)
-    for row in reader:
-      found = max(1, len(row))
-      if found != len(names):
-        raise UserError(
-          f"{path}, line {reader.line_num}: has {found} columns, must have {len(names)}; "
-          f"the last one is '{names[-1]}'"
-        )
+def _require_names(path: str, names: Sequence[str], needed: Sequence[str]) -> None:
+  absent = [name for name in needed if name not in names]
+  if absent:
+    raise UserError(
+      f"{path}: column {', '.join(map(repr, absent))} is missing; {did_you_mean(absent[0], names)}"
+    )

@@ -20,11 +20,12 @@ class Model(nn.Module):
     variables = model.init(key, features)
     logits_BxO = model.apply(variables, features, train=False)
 
-  `features` is a dict of `ids` (B, F) and `numeric` (B, D). Training (`train=True`) needs a random
-  key named `dropout`. Models with gates sow their weights into the collection `intermediates` under
-  `gates`, as gates_TxBxE that sum to one. Models with a penalty sow it in training into
-  `losses`, as scalars, or (B,) with one value per row, of which the weighted mean is added to the
-  loss. Training also passes a random key named `shared`, which is the same on all devices.
+  `features` is a dict of `ids` (B, F) and `numeric` (B, D); a list has several columns of ids.
+  Training (`train=True`) needs a random key named `dropout`. Models with gates sow their weights
+  into the collection `intermediates` under `gates`, as gates_TxBxE that sum to one. Models with a
+  penalty sow it in training into `losses`, as scalars, or (B,) with one value per row, of which the
+  weighted mean is added to the loss. Training also passes a random key named `shared`, which is the
+  same on all devices.
 
   Every float among the settings may be a traced scalar.
 
@@ -32,6 +33,9 @@ class Model(nn.Module):
     feature_sizes: number of ids of each id feature.
     outputs: number of outputs of each of the T tasks, T >= 1.
     embedding_dims: width of each id feature's embedding.
+    feature_lengths: number of columns of ids of each id feature, more than 1 for lists; empty for
+      1 each.
+    feature_poolings: how the vectors of a list are combined, `mean` or `sum`.
     embedding_init_std: standard deviation of the initial embeddings.
     embedding_dropout: dropout rate of the model's input x.
     tower_hidden: units of each hidden layer of a tower, see layers.Mlp, also for the next three.
@@ -47,6 +51,8 @@ class Model(nn.Module):
   feature_sizes: Sequence[int]
   outputs: Sequence[int]
   embedding_dims: Sequence[int]
+  feature_lengths: Sequence[int] = ()
+  feature_poolings: Sequence[str] = ()
   embedding_init_std: float = 0.05
   embedding_dropout: float = 0.0
   tower_hidden: Sequence[int] = (8,)
@@ -82,6 +88,8 @@ class Model(nn.Module):
     return {
       "sizes": self.feature_sizes,
       "dims": self.embedding_dims,
+      "lengths": self.feature_lengths,
+      "poolings": self.feature_poolings,
       "init_std": self.embedding_init_std,
       "dropout": self.embedding_dropout,
     }

@@ -40,7 +40,10 @@ MODELS: dict[str, type[Model]] = {
 }
 
 # Fields that the data or the devices set, not the config.
-_NOT_SETTINGS = ("feature_sizes", "outputs", "embedding_dims", "axis_name", "parent", "name")
+_NOT_SETTINGS = (
+  *("feature_sizes", "feature_lengths", "feature_poolings", "outputs", "embedding_dims"),
+  *("axis_name", "parent", "name"),
+)
 _MAX_SIZE = 1 << 20  # A larger size is most likely a typing error.
 
 
@@ -63,6 +66,8 @@ def create_model(
     feature_sizes=tuple(f.size for f in schema.id_features),
     outputs=tuple(task.outputs for task in schema.tasks),
     embedding_dims=tuple(dim_of.get(f.name, dim) for f in schema.id_features),
+    feature_lengths=tuple(f.length for f in schema.id_features),
+    feature_poolings=tuple(f.pooling for f in schema.id_features),
     axis_name=axis_name,
     **settings,
   )

@@ -164,18 +164,31 @@ def _group_rows(
   for column in by:
     require_known(column, known, "a column in --by")
 
-  def read(field: str, names: Sequence[str], name: str) -> np.ndarray:
-    path = os.path.join(directory, split, f"{field}.npy")
-    return np.array(np.load(path, mmap_mode="r")[:, list(names).index(name)])
-
+  stored = data.Shards(directory, split, schema)
   groups = {}
   for column in by:
     if column in numbers:
-      groups[column] = number_groups(read("numbers", numbers, column), _EDGES.get(column))
+      numbers_N = np.array(stored.whole("numbers")[:, numbers.index(column)])
+      groups[column] = _groups_with_missing(numbers_N, _EDGES.get(column))
     else:
-      ids_N = read("ids", [feature.name for feature in schema.id_features], column)
+      ids_N = np.array(stored.whole("ids")[:, schema.id_columns[column].start])
       values = ("(unknown)", *schema.id_feature(column).values)
       groups[column] = category_groups(ids_N, values)
+  return groups
+
+
+def _groups_with_missing(
+  numbers_N: np.ndarray, edges: Sequence[float] | None
+) -> list[tuple[str, np.ndarray]]:
+  """Groups rows by number_groups, with a group of the missing numbers if there are any."""
+  is_missing = np.isnan(numbers_N)
+  if not is_missing.any():
+    return number_groups(numbers_N, edges)
+  groups = [("(missing)", is_missing)]
+  for value, mask in number_groups(numbers_N[~is_missing], edges) if not is_missing.all() else ():
+    rows = np.zeros(len(numbers_N), bool)
+    rows[~is_missing] = mask
+    groups.append((value, rows))
   return groups
 
 

@@ -1,7 +1,5 @@
 """Predictor: scores of raw rows by the best variables of a run."""
 
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,20 +9,19 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from mmoe_jax import data, models, parallel
-from mmoe_jax.data.tables import floats_as_csv, read_table
 from mmoe_jax.errors import UserError, require
 from mmoe_jax.evaluation import evaluate
-from mmoe_jax.files import write_atomically
 from mmoe_jax.workdir import checkpoint, contract, logs
-
-_UNKNOWN_SHARE = 0.05  # Of unknown values in a column, above which there is a warning.
 
 
 class Predictor:
   """The best variables of a run, ready to score tables.
 
   Attributes:
+    workdir: work directory of the run.
+    member: member, if the run is a population.
     schema: the schema that the run encodes with.
+    encoder: encoder of that schema.
     model: the model.
     variables: its best variables.
     epoch: epoch of the checkpoint.
@@ -38,11 +35,12 @@ class Predictor:
       UserError: if the work directory contains no such run.
     """
     belongs_to = contract.digests_of(workdir)
-    self._workdir = workdir
+    self.workdir, self.member = workdir, member
     config = ConfigDict(contract.read_config(workdir))
     members = len(config.get(contract.MEMBERS, ()))
     _check_member(workdir, members, member)
     self.schema: data.Schema = contract.read_schema(workdir)
+    self.encoder = data.Encoder(self.schema)
     try:
       models.check_model(config.model, self.schema)
     except (AttributeError, KeyError, TypeError) as error:
@@ -57,11 +55,24 @@ class Predictor:
     _require_converged(workdir, member, best.epoch)
     self.variables = jax.tree.map(lambda a: a[member], best.item) if members else best.item
 
-  def __call__(self, frame: pd.DataFrame, where: str = "the table") -> pd.DataFrame:
+  @property
+  def columns(self) -> list[str]:
+    """Names of the scores, see `__call__`."""
+    return list(
+      to_scores(self.schema.tasks, np.zeros((0, sum(t.outputs for t in self.schema.tasks))))
+    )
+
+  @property
+  def identity(self) -> list[Any]:
+    """What the scores depend on, besides the rows: digests and epoch of the checkpoint."""
+    return [contract.digests_of(self.workdir), self.epoch, self.member]
+
+  def __call__(self, rows: Any, where: str = "the table") -> pd.DataFrame:
     """Scores raw rows.
 
     Args:
-      frame: rows as strings, as data.tables.read_table gives them; labels are not needed.
+      rows: raw rows, of any kind that data.columns.to_table converts: a DataFrame, an Arrow table,
+        a dict, a list of dicts. Labels are not needed.
       where: name of the table in errors.
 
     Returns:
@@ -69,7 +80,7 @@ class Predictor:
       label 1 (binary), or an estimate in the units of the table (regression); or one per class,
       `TASK=CLASS`: its probability (multiclass).
     """
-    encoded = data.encode(self.schema, frame, where=where)
+    encoded = self.encoder(rows, where=where)
     return pd.DataFrame(self.score(data.to_features(self.schema, encoded)))
 
   def score(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -86,51 +97,11 @@ class Predictor:
     # In float64, distinct logits stay distinct probabilities, so AUC has no ties.
     return to_scores(self.schema.tasks, logits.astype(np.float64))
 
-  def score_file(self, input_path: str, output_path: str) -> int:
-    """Scores the rows of a file and writes a CSV file, atomically.
-
-    Returns:
-      Number of rows.
-
-    Raises:
-      UserError: naming the error in the file.
-      OSError: if a file cannot be read or written.
-    """
-    is_input = os.path.exists(output_path) and os.path.samefile(input_path, output_path)
-    require(not is_input, f"--output={output_path}: is the input; use another file")
-    contract.require_free(self._workdir, output_path)
-    frame = read_table(input_path, self.schema.columns)
-    encoded = data.encode(self.schema, frame, where=input_path)
-    self._warn_of_unknown(frame, encoded, input_path)
-    scores = self.score(data.to_features(self.schema, encoded))
-    for name, values in scores.items():
-      is_finite = np.isfinite(values)
-      require(
-        bool(is_finite.all()),
-        f"{input_path}, line {frame.index[int(np.argmin(is_finite))]}: the score of {name} is not "
-        "finite; check the numbers of this row, or train again if every row is concerned",
-      )
-    write_atomically(output_path, floats_as_csv(scores))
-    return len(frame)
-
-  def _warn_of_unknown(self, frame: pd.DataFrame, rows: data.EncodedRows, where: str) -> None:
-    """Prints a warning for columns with many values that training did not contain."""
-    for column, count in data.count_unknown(self.schema, rows).items():
-      if count > _UNKNOWN_SHARE * len(frame):
-        feature = next(f for f in self.schema.id_features if f.sources == (column,))
-        value = next(v for v in frame[column] if v not in feature.values)
-        print(
-          f"warning: {where}, column '{column}': {count:,} of {len(frame):,} rows have values that "
-          f"training did not contain, such as '{value:.60}' (training had '{feature.values[0]}'); "
-          "their scores mean little",
-          file=sys.stderr,
-        )
-
   def _variables_like(self, leading: tuple[int, ...]) -> Any:
     """Returns the shapes of the variables, with leading axes."""
     one_row = {
-      "ids": np.zeros((1, len(self.schema.id_features)), np.int32),
-      "numeric": np.zeros((1, len(self.schema.numeric)), np.float32),
+      "ids": np.zeros((1, self.schema.id_count), np.int32),
+      "numeric": np.zeros((1, self.schema.numeric_count), np.float32),
     }
     shapes = jax.eval_shape(self.model.init, jax.random.key(0), one_row)
     variables = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}

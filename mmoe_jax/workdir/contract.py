@@ -123,6 +123,21 @@ def lock(workdir: str) -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def locked(folder: str) -> Iterator[None]:
+  """Excludes other processes from a folder.
+
+  Raises:
+    BlockingIOError: if another process holds it.
+  """
+  number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+  try:
+    fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    yield
+  finally:
+    os.close(number)
+
+
 def saved_epochs(workdir: str) -> list[int]:
   """Returns the epochs of a work directory's checkpoints, ascending."""
   folder = os.path.join(workdir, CHECKPOINTS)

@@ -11,9 +11,9 @@ import pytest
 
 from data_prep import census_income
 from mmoe_jax import data
-from mmoe_jax.data.tables import read_table
 from mmoe_jax.errors import UserError
 from tests import census_rows
+from tests.frames import read_frame
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def schema(prepared) -> data.Schema:
 
 @pytest.fixture(scope="module")
 def frame(raw) -> pd.DataFrame:
-  return read_table(raw[1], census_income.COLUMNS).astype(object)  # Copies, to be changed.
+  return read_frame(raw[1], census_rows.COLUMNS).astype(object)  # Copies, to be changed.
 
 
 def column(schema, arrays, name):
@@ -32,7 +32,7 @@ def column(schema, arrays, name):
 
 @pytest.mark.parametrize("split", data.SPLITS)
 def test_stored_arrays_equal_encoded_rows(schema, prepared, raw, split):
-  table = read_table(raw[0] if split == "train" else raw[1], census_income.COLUMNS)
+  table = read_frame(raw[0] if split == "train" else raw[1], census_rows.COLUMNS)
   rows = np.load(os.path.join(prepared, split, "rows.npy"))
   arrays = data.encode(schema, table.iloc[rows], labels=True)
   for field in ("ids", "numbers", "labels", "weights"):
@@ -94,8 +94,8 @@ def test_labels_follow_the_raw_strings(schema, frame):
   labels = data.encode(schema, frame, labels=True).labels
   np.testing.assert_array_equal(labels[:, 0], frame["income_50k"] == "50000+.")
   np.testing.assert_array_equal(labels[:, 1], frame["marital_stat"] == "Never married")
-  np.testing.assert_array_equal(labels[:, 2], frame["education"].isin(census_income.COLLEGE))
-  bachelors = {v for v in census_income.COLLEGE if not v.startswith("Associates")}
+  np.testing.assert_array_equal(labels[:, 2], frame["education"].isin(census_rows.COLLEGE))
+  bachelors = {v for v in census_rows.COLLEGE if not v.startswith("Associates")}
   np.testing.assert_array_equal(labels[:, 3], frame["education"].isin(bachelors))
   assert (labels[:, 2] >= labels[:, 3]).all()
 
@@ -111,7 +111,7 @@ def test_multiclass_labels_are_positions_in_the_classes(schema, frame):
 def test_regression_labels_are_standardised_by_the_train_rows(schema, frame, raw):
   task = schema.tasks[5]
   assert (task.name, task.kind, task.outputs) == ("weeks_worked", "regression", 1)
-  train = read_table(raw[0], census_income.COLUMNS)["weeks_worked"].astype(float)
+  train = read_frame(raw[0], census_rows.COLUMNS)["weeks_worked"].astype(float)
   labels = data.encode(schema, frame, labels=True).labels[:, 5]
   expected = (frame["weeks_worked"].astype(float) - train.mean()) / train.std(ddof=0)
   np.testing.assert_allclose(labels, expected, rtol=1e-5, atol=1e-6)
@@ -139,7 +139,8 @@ def test_a_numeric_column_of_a_task_is_no_feature_in_any_form(prepared, numeric)
   assert "age" in sources or numeric == "none"
   features = splits["train"].features
   assert features["ids"].shape[1] == len(schema.id_features)
-  assert features["numeric"].shape[1] == (6 if numeric in ("standardize", "both") else 0)
+  assert features["numeric"].shape[1] == schema.numeric_count
+  assert len(schema.numeric) == (6 if numeric in ("standardize", "both", "piecewise") else 0)
 
 
 def test_numbers_without_a_transform_may_be_negative():
@@ -176,7 +177,7 @@ def test_na_and_question_mark_are_categories(schema):
 
 def test_vocabularies_and_statistics_come_from_train_rows_alone(raw, tmp_path, schema):
   rows = census_rows.make(1001, 2)
-  age, sex = (census_income.COLUMNS.index(c) for c in ("age", "sex"))
+  age, sex = (census_rows.COLUMNS.index(c) for c in ("age", "sex"))
   for row in rows:
     row[age] = "500"
     row[sex] = "Only in test"
@@ -189,7 +190,7 @@ def test_vocabularies_and_statistics_come_from_train_rows_alone(raw, tmp_path, s
 
 
 def test_numeric_features_are_standardised_log1p_of_train(schema, raw):
-  train = read_table(raw[0], census_income.COLUMNS).astype(object)
+  train = read_frame(raw[0], census_rows.COLUMNS).astype(object)
   log = np.log1p(train["capital_gains"].astype(float))
   features = data.to_features(schema, data.encode(schema, train))["numeric"]
   at = [n.name for n in schema.numeric].index("capital_gains")
@@ -199,8 +200,8 @@ def test_numeric_features_are_standardised_log1p_of_train(schema, raw):
 
 
 def test_bins_are_quantiles_that_never_split_equal_values(schema, raw):
-  train = read_table(raw[0], census_income.COLUMNS).astype(object)
-  for name in census_income.NUMBERS:
+  train = read_frame(raw[0], census_rows.COLUMNS).astype(object)
+  for name in census_rows.NUMBERS:
     x = train[name].astype(float)
     ids = pd.Series(column(schema, data.encode(schema, train), f"{name}_bins"), index=x.index)
     assert ids.min() == 1
@@ -225,7 +226,7 @@ def test_labels_and_the_weight_are_never_features(schema, protocol, numeric, tas
   sources = {c for f in chosen.id_features for c in f.sources} | {n.name for n in chosen.numeric}
   assert not sources & {"income_50k", "instance_weight", "marital_stat"}
   assert ("education" in sources) == (protocol == "demo" and "education" not in tasks)
-  expected = {"standardize": 7, "both": 7}.get(numeric, 0)
+  expected = dict.fromkeys(("standardize", "both", "piecewise"), 7).get(numeric, 0)
   assert len(chosen.numeric) == expected
 
 
@@ -262,7 +263,7 @@ def test_exclude_leaves_columns_out(prepared):
 def test_crosses_number_the_pairs_of_train_rows(prepared, raw, frame):
   cross = "sex#education"
   schema, splits = data.load(prepared, ("income_50k",), "demo", crosses=(cross,))
-  train = read_table(raw[0], census_income.COLUMNS).astype(object)
+  train = read_frame(raw[0], census_rows.COLUMNS).astype(object)
   pairs = train["sex"] + "|" + train["education"]
   assert schema.id_feature(cross).size == pairs.nunique() + 1
   ids = pd.Series(splits["train"].features["ids"][:, -1], index=pairs.index)
@@ -285,7 +286,7 @@ def test_integers_are_as_small_as_they_can_be(prepared):
 
 def test_slice_holds_the_rows_aged_16_and_over(prepared, raw):
   _, splits = data.load(prepared, ("income_50k",), "demo")
-  ages = read_table(raw[0], census_income.COLUMNS)["age"].astype(int).to_numpy()
+  ages = read_frame(raw[0], census_rows.COLUMNS)["age"].astype(int).to_numpy()
   np.testing.assert_array_equal(splits["train"].slices["16_and_over"], ages >= 16)
 
 
@@ -306,14 +307,14 @@ def test_broken_data_is_named(prepared, tmp_path):
   ids.write_bytes(ids.read_bytes()[:1000])
   with pytest.raises(UserError, match=r"ids\.npy: broken array"):
     load()
-  for field in ("ids", "numbers", "labels", "weights", "rows"):
+  for field in ("ids", "numbers", "labels", "weights", "slices", "rows"):
     path = tmp_path / "d" / "test" / f"{field}.npy"
     np.save(path, np.load(os.path.join(prepared, "test", f"{field}.npy"))[:0])
   with pytest.raises(UserError, match="test: the split is empty"):
     load()
   path = tmp_path / "d" / "schema.json"
   path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 1}))
-  with pytest.raises(UserError, match=r"format version 1, must be 2; prepare the data again"):
+  with pytest.raises(UserError, match=r"format version 1, must be 3; prepare the data again"):
     load()
   path.write_text("{")
   with pytest.raises(UserError, match="broken: not JSON"):

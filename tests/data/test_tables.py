@@ -7,9 +7,11 @@ import os
 import numpy as np
 import pytest
 
-from mmoe_jax.data.tables import floats_as_csv, parse_numbers, read_table
+from mmoe_jax.data.columns import from_pandas
+from mmoe_jax.data.writers import floats_as_csv
 from mmoe_jax.errors import UserError
 from mmoe_jax.files import write_atomically
+from tests.frames import read_frame
 
 COLUMNS = ("age", "job", "income")
 
@@ -17,7 +19,7 @@ COLUMNS = ("age", "job", "income")
 def read(tmp_path, text: str):
   path = tmp_path / "rows.csv"
   path.write_text(text)
-  return read_table(str(path), COLUMNS)
+  return read_frame(str(path), COLUMNS)
 
 
 def test_values_are_stripped_strings(tmp_path):
@@ -91,17 +93,17 @@ def test_an_empty_last_value_is_not_a_missing_column(tmp_path):
 def test_gzip_is_read_and_truncated_gzip_is_named(tmp_path):
   path = tmp_path / "rows.csv.gz"
   path.write_bytes(gzip.compress(b"1,2,3\n" * 1000))
-  assert len(read_table(str(path), COLUMNS)) == 1000
+  assert len(read_frame(str(path), COLUMNS)) == 1000
   path.write_bytes(path.read_bytes()[:-20])
   with pytest.raises(UserError, match=r"rows\.csv\.gz: not a gzip file, or damaged"):
-    read_table(str(path), COLUMNS)
+    read_frame(str(path), COLUMNS)
 
 
 def test_a_file_that_is_not_text_is_named(tmp_path):
   path = tmp_path / "rows.csv"
   path.write_bytes(bytes(range(128, 256)) * 10)
   with pytest.raises(UserError, match=r"rows\.csv: not a table"):
-    read_table(str(path), COLUMNS)
+    read_frame(str(path), COLUMNS)
 
 
 def test_plain_files_are_read_as_all_others_are(tmp_path):
@@ -129,7 +131,7 @@ def test_plain_files_are_read_as_all_others_are(tmp_path):
     path.write_text(text)
     packed = tmp_path / "rows.csv.gz"
     packed.write_bytes(gzip.compress(text.encode()))
-    plain, other = read_table(str(path), COLUMNS), read_table(str(packed), COLUMNS)
+    plain, other = read_frame(str(path), COLUMNS), read_frame(str(packed), COLUMNS)
     assert plain.index.tolist() == other.index.tolist()
     assert plain.astype(object).equals(other.astype(object))
     assert len(plain) == 500
@@ -182,20 +184,20 @@ def test_paths_that_are_no_files_are_refused(tmp_path):
     ("a\udcffb", "contains characters"),
   ):
     with pytest.raises(UserError, match=message):
-      read_table(path, COLUMNS)
+      read_frame(path, COLUMNS)
   with pytest.raises(FileNotFoundError):
-    read_table(str(tmp_path / "none"), COLUMNS)
+    read_frame(str(tmp_path / "none"), COLUMNS)
 
 
 def test_a_file_that_is_no_gzip_file_is_named(tmp_path):
   path = tmp_path / "rows.csv.gz"
   path.write_text("1,2,3\n")
   with pytest.raises(UserError, match=r"rows\.csv\.gz: not a gzip file"):
-    read_table(str(path), COLUMNS)
+    read_frame(str(path), COLUMNS)
 
 
 @pytest.mark.parametrize("value", ["1e31", "-1", "1e300", "inf"])
 def test_numbers_beyond_float32_are_refused(tmp_path, value):
   frame = read(tmp_path, f"1,a,b\n{value},a,b\n")
   with pytest.raises(UserError, match="line 2, column 'age'"):
-    parse_numbers(frame, "age", "rows.csv")
+    from_pandas(frame, "rows.csv").numbers("age", 0.0)

@@ -8,18 +8,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data_prep import census_income, fitting
+from data_prep import census_income, fitting, output, statistics, summaries
+from data_prep.spec import read_spec
 from mmoe_jax import data
-from mmoe_jax.data.tables import read_table
+from mmoe_jax.data.columns import from_rows
 from mmoe_jax.errors import UserError
 from tests import census_rows, reference
+from tests.census_rows import COLUMNS, NUMBERS
+from tests.frames import read_frame
 
 
 def test_columns_are_the_42_of_the_names_file_each_with_one_use():
-  assert len(census_income.COLUMNS) == len(set(census_income.COLUMNS)) == 42
-  assert len(census_income.CATEGORIES) == 33
-  uses = (*census_income.CATEGORIES, *census_income.NUMBERS, "instance_weight", "income_50k")
-  assert sorted(uses) == sorted(census_income.COLUMNS)
+  spec = read_spec(census_income.SPEC)
+  assert tuple(spec.columns) == COLUMNS
+  assert len(COLUMNS) == 42
+  assert len(spec.of_role("category")) == 33
+  assert spec.of_role("number") == NUMBERS
+  assert (spec.of_role("weight"), spec.of_role("label")) == (("instance_weight",), ("income_50k",))
 
 
 def test_validation_rows_are_the_demos(prepared, raw):
@@ -64,7 +69,7 @@ def test_files_of_the_user_in_or_beside_prepared_data_survive(raw, tmp_path):
   with pytest.raises(UserError, match="not a folder of prepared data alone"):
     census_income.prepare(*raw, str(tmp_path / "link"))
   # A file that appears during the preparation is noticed as well.
-  with pytest.raises(UserError, match=r"contains late\.txt"), fitting.replace_folder(str(out)):
+  with pytest.raises(UserError, match=r"contains late\.txt"), output.replace_folder(str(out)):
     (out / "late.txt").write_text("late")
   assert (out / "late.txt").exists()
   assert sorted(os.listdir(tmp_path)) == ["link", "out", "out.old"]
@@ -81,10 +86,10 @@ def test_folders_of_killed_preparations_are_cleaned_up_and_data_in_them_returns(
   out.rename(moved / "out")  # A kill between two renames.
   running = tmp_path / ".out-abcdefg1.new"
   running.mkdir()
-  with fitting._in_use(str(running)):
+  with output.in_use(str(running)):
     with (
       pytest.raises(UserError, match="no rows"),
-      fitting.replace_folder(str(out)),
+      output.replace_folder(str(out)),
     ):
       raise UserError("no rows")
     assert sorted(os.listdir(tmp_path)) == [running.name, "out"]
@@ -97,7 +102,7 @@ def test_the_manifest_lists_every_file_and_is_the_same_again(raw, tmp_path):
   text = (tmp_path / "a" / "manifest.json").read_text()
   assert text == (tmp_path / "b" / "manifest.json").read_text()
   files = json.loads(text)["files"]
-  assert len(files) == 16
+  assert len(files) == 19
   for name, entry in files.items():
     content = (tmp_path / "a" / name).read_bytes()
     assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -125,35 +130,38 @@ def test_too_few_rows_for_a_split_are_named(raw, tmp_path):
 
 def test_summary_has_rows_positives_and_sizes(raw, tmp_path):
   schema = census_income.prepare(*raw, str(tmp_path / "out"))
-  text = census_income.summary(schema, "DIR")
-  positives = (read_table(raw[0], census_income.COLUMNS)["income_50k"] == "50000+.").sum()
+  text = summaries.format_schema(schema, "DIR")
+  positives = (read_frame(raw[0], COLUMNS)["income_50k"] == "50000+.").sum()
   assert "2,003" in text
   assert f"{positives:,}" in text
   assert "DIR" in text
 
 
 def test_labels_come_from_train_rows_that_have_them():
-  rows = [["", "2"], ["a", ""], ["b", "4"], ["b", "6"]]
-  frame = pd.DataFrame(rows, columns=["word", "size"], index=range(1, 5))
-  binary = fitting.fit_task(data.Task("t", "word", ("a",)), frame)
+  def texts(*values):
+    return statistics.count_texts(from_rows([{"c": v} for v in values]).factor("c"))
+
+  def numbers(*values):
+    return statistics.count_numbers(np.array(values, float))
+
+  binary = fitting.fit_task(data.Task("t", "word", ("a",)), texts("", "a", "b", "b"))
   assert (binary.positive, binary.negative) == (("a",), ("b",))
-  assert fitting.fit_task(data.Task("t", "word", kind="multiclass"), frame).classes == ("a", "b")
-  size = fitting.fit_task(data.Task("t", "size", kind="regression"), frame)
+  task = data.Task("t", "word", kind="multiclass")
+  assert fitting.fit_task(task, texts("", "a", "b")).classes == ("a", "b")
+  size = fitting.fit_task(data.Task("t", "size", kind="regression"), numbers(2, np.nan, 4, 6))
   assert (size.mean, size.std) == (pytest.approx(4), pytest.approx(np.std([2, 4, 6])))
-  for task in (
-    data.Task("t", "word", kind="multiclass"),
-    data.Task("t", "size", kind="regression"),
-  ):
-    with pytest.raises(UserError, match="task t: all train rows have the same"):
-      fitting.fit_task(task, frame.iloc[[2, 2]])
-  with pytest.raises(UserError, match="task t: no train row has word 'z'"):
-    fitting.fit_task(data.Task("t", "word", ("z",)), frame)
+  with pytest.raises(UserError, match="task t: all train rows have the same"):
+    fitting.fit_task(task, texts("b", "b", ""))
+  with pytest.raises(UserError, match="task t: all train rows have the same"):
+    fitting.fit_task(data.Task("t", "size", kind="regression"), numbers(3, 3))
+  with pytest.raises(UserError, match="task t: no train row has word 'z'; it has 'a', 'b'"):
+    fitting.fit_task(data.Task("t", "word", ("z",)), texts("a", "b"))
 
 
 def test_bins_give_heavy_values_their_own_and_share_out_the_rest():
   rng = reference.fresh_rng()
   x = np.where(rng.random(100_000) < 0.96, 0, rng.integers(1, 100_000, 100_000)).astype(float)
-  edges = fitting.bin_edges(x, 64)
+  edges = fitting.bin_edges(statistics.count_numbers(x), 64)
   assert edges[0] == 0
   assert 50 <= len(edges) <= 64
   counts = np.bincount(np.searchsorted(edges, x, side="right"))[2:]
@@ -166,7 +174,7 @@ def test_there_are_never_more_bins_than_asked_for(max_bins):
   few = np.repeat([0, 1, 2, 3], [20, 60, 20, 2])
   draws = (few, rng.integers(0, 91, 5000), rng.zipf(1.5, 5000), rng.normal(size=5000), np.zeros(9))
   for x in draws:
-    edges = fitting.bin_edges(x.astype(float), max_bins)
+    edges = fitting.bin_edges(statistics.count_numbers(x.astype(float)), max_bins)
     assert 1 <= len(edges) <= max_bins
     assert edges[0] == x.min()
     assert (np.diff(edges) > 0).all()

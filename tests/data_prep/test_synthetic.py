@@ -8,11 +8,11 @@ import pytest
 
 from data_prep import synthetic
 from mmoe_jax import data
-from mmoe_jax.data.tables import read_table
 from mmoe_jax.errors import UserError
 from mmoe_jax.prediction.predictor import Predictor
 from mmoe_jax.training import loop
 from tests import reference
+from tests.frames import read_frame
 
 FIGURE_2 = {0.5: 0.08, 0.7: 0.14, 0.9: 0.31, 0.98: 0.66, 1.0: 1.0}
 
@@ -140,7 +140,7 @@ def test_the_config_trains_and_predicts_on_prepared_data(tmp_path):
     "x_1,x_2,x_3,x_4,x_5\n" + "\n".join(",".join(map(str, row)) for row in values) + "\n"
   )
   predictor = Predictor(str(tmp_path / "w"))
-  scores = predictor(read_table(str(table), predictor.schema.columns))
+  scores = predictor(read_frame(str(table), predictor.schema.columns))
   error = np.square(scores.to_numpy() - y[-500:]).mean(0)
   expected = [results["test"][f"task_{k}/mse"] for k in (1, 2)]
   np.testing.assert_allclose(error, expected, rtol=1e-4)

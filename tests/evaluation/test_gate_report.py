@@ -11,7 +11,6 @@ import pytest
 from configs import smoke
 from mmoe_jax import data
 from mmoe_jax.config import override
-from mmoe_jax.data.tables import read_table
 from mmoe_jax.errors import UserError
 from mmoe_jax.evaluation import evaluate
 from mmoe_jax.evaluation.gate_plots import plot_gates
@@ -21,6 +20,7 @@ from mmoe_jax.prediction.gate_measurements import measure_gates
 from mmoe_jax.prediction.predictor import Predictor
 from mmoe_jax.training import loop, population
 from tests.commands import run
+from tests.frames import read_frame
 
 TASKS = ("income_50k", "marital_stat")
 PNG = b"\x89PNG"
@@ -51,7 +51,7 @@ def found(workdir):
 def raw_and_gates(workdir, prepared, raw):
   """Returns the raw test rows, and their gates from `make_gates`."""
   rows = np.load(os.path.join(prepared, "test", "rows.npy"))
-  frame = read_table(raw[1], data.restore_schema(os.path.join(prepared, "schema.json")).columns)
+  frame = read_frame(raw[1], data.restore_schema(os.path.join(prepared, "schema.json")).columns)
   frame = frame.iloc[rows]
   predictor = Predictor(workdir)
   features = data.to_features(predictor.schema, data.encode(predictor.schema, frame))

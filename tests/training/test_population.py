@@ -10,12 +10,12 @@ from sklearn.metrics import roc_auc_score
 
 from mmoe_jax import data, parallel
 from mmoe_jax.config import override
-from mmoe_jax.data.tables import read_table
 from mmoe_jax.errors import UserError
 from mmoe_jax.evaluation.results_table import format_population
 from mmoe_jax.prediction.predictor import Predictor
 from mmoe_jax.training import loop, population
 from mmoe_jax.workdir import checkpoint, contract
+from tests.frames import read_frame
 
 AUC = "income_50k/auc"
 
@@ -184,7 +184,7 @@ def test_saved_logits_and_predictions_of_a_member_are_those_of_its_metrics(confi
       assert area == pytest.approx(result["test"][f"{task}/auc"], abs=1e-6)
   rows = np.load(f"{config.data_dir}/test/rows.npy")
   predictor = Predictor(str(tmp_path / "p"), member=2)
-  frame = read_table(raw[1], predictor.schema.columns)
+  frame = read_frame(raw[1], predictor.schema.columns)
   scores = predictor(frame).to_numpy()[rows]
   np.testing.assert_allclose(np.log(scores / (1 - scores)), logits[2], atol=1e-4)
 

@@ -85,10 +85,22 @@ def test_arrays_that_cannot_be_read_row_by_row_are_named(prepared, tmp_path):
 
 
 def test_long_ranges_are_read_in_pieces(stored, whole, monkeypatch):
-  monkeypatch.setattr(data.loading, "_CHUNK", 100)
+  monkeypatch.setattr(data.shards, "CHUNK", 100)
   ranges = [(3, 950), (1, 2), (1000, 1100)]
   expected = np.concatenate([rows_of(whole)[a:b] for a, b in ranges])
   np.testing.assert_array_equal(rows_of(stored.read(ranges)), expected)
+
+
+def test_crosses_of_streamed_rows_are_those_of_resident_rows(prepared, monkeypatch):
+  monkeypatch.setattr(data.shards, "CHUNK", 100)
+  arguments = (prepared, ("income_50k",), "demo", "both", (), ("sex#education", "race#age_bins"))
+  schema, whole = data.load(*arguments)
+  streamed, splits = data.load(*arguments, budget=1.0)
+  assert isinstance(splits["train"], data.StoredSplit)
+  assert streamed == schema
+  ranges = [(3, 950), (1000, 1100)]
+  expected = np.concatenate([rows_of(whole["train"])[a:b] for a, b in ranges])
+  np.testing.assert_array_equal(rows_of(splits["train"].read(ranges)), expected)
 
 
 @pytest.mark.parametrize(("block", "devices"), [(64, 1), (300, 1), (1002, 4), (1999, 1)])
@@ -202,10 +214,6 @@ def test_impossible_streaming_is_refused(config, stored, tmp_path):
     loop.train_and_evaluate(config, str(tmp_path / "w"))
   with pytest.raises(UserError, match="must be 0, because populations hold their rows in memory"):
     population.train_population(config, [{"seed": 0}], str(tmp_path / "w"))
-  config.data.crosses = ("sex#education",)
-  with pytest.raises(UserError, match="must be empty for streamed train rows"):
-    loop.train_and_evaluate(config, str(tmp_path / "w"))
-  config.data.crosses = ()
   config.train.memory_gib = -1.0
   with pytest.raises(UserError, match=r"memory_gib = -1.0: must be at least 0"):
     loop.train_and_evaluate(config, str(tmp_path / "w"))

@@ -1,0 +1,459 @@
+"""Preparation of a table by its spec: two passes over the parts of its files.
+
+  1. collect: statistics of the train rows of each part; merged, they give the schema.
+  2. encode:  the rows of each part as arrays, a shard per split.
+
+Parts go to a concurrent.futures.Executor: of this process, of several, or of a cluster. Memory is
+bounded by a part per worker and the statistics. The result is the same for any number of workers.
+
+Shape letters: N rows, S splits.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from typing import Any
+
+import numpy as np
+
+from data_prep import arrays, output, splitting
+from data_prep import spec as spec_lib
+from data_prep.fitting import Statistics, fit
+from data_prep.statistics import (
+  NumberCounts,
+  TextCounts,
+  count_numbers,
+  count_texts,
+  merge_numbers,
+  merge_texts,
+)
+from mmoe_jax import cache, data, digests, errors
+from mmoe_jax.data import conditions, locations, tables
+from mmoe_jax.data.columns import Table
+from mmoe_jax.files import read_json_object, to_json, write_json
+
+_MERGE = 8  # Statistics of parts that are merged at once.
+_VERSION = 1  # Of what a partial folder holds.
+
+
+@dataclasses.dataclass(frozen=True)
+class PartJob:
+  """Everything that a worker needs for one part.
+
+  Attributes:
+    spec: the spec.
+    part: the part.
+    splitter: assigns its rows to splits.
+    schema_path: file of the schema, for the second pass.
+    folders: split -> folder of the shard, local or remote, for the second pass.
+    rows: rows of each split that the first pass found, for the second pass.
+  """
+
+  spec: spec_lib.Spec
+  part: tables.Part
+  splitter: splitting.Splitter
+  schema_path: str = ""
+  folders: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  rows: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Collected:
+  """Result of the first pass over some parts: rows per split, and statistics of train rows."""
+
+  rows: tuple[int, ...]
+  statistics: Statistics
+
+
+def prepare(
+  spec: spec_lib.Spec,
+  groups: Sequence[tuple[Sequence[str], splitting.Splitter]],
+  out: str,
+  *,
+  executor: Executor | None = None,
+  workers: int = 1,
+  part_bytes: int = 0,
+  sources: Mapping[str, str] | None = None,
+  progress: Callable[[str, int, int, int], None] | None = None,
+) -> data.Schema:
+  """Prepares a table.
+
+  Args:
+    spec: its spec.
+    groups: files, and the splitter of their rows.
+    out: output folder, local or remote; see output.resume_folder.
+    executor: runs the parts; None for this process.
+    workers: number of parts that it runs at a time.
+    part_bytes: see tables.plan.
+    sources: name -> digest of raw files, stored in the schema.
+    progress: called with the pass, finished parts, all parts and rows so far.
+
+  Returns:
+    The schema, as saved in `schema.json`.
+
+  Raises:
+    UserError: for broken tables, a spec that does not suit them, or an `out` with other files.
+    OSError: if a file cannot be read or written.
+  """
+  tasks = spec_lib.to_tasks(spec)
+  needed = spec_lib.needed_columns(spec, tasks)
+  progress = progress or (lambda *_: None)
+  with tempfile.TemporaryDirectory(prefix="mmoe_jax_") as scratch:
+    jobs, names = _plan(spec, groups, needed, scratch, part_bytes)
+    identity = _identity(spec, jobs, out)
+    with _folder(out, identity) as folder:
+      reader = functools.lru_cache(maxsize=None)(_read) if executor is None else _read
+      if executor is not None or not _is_small(jobs):
+        reader = _read
+      run = _Runner(executor, workers, reader)
+      rows, schema = _first_pass(spec, jobs, folder, run, progress, sources or {}, names)
+      _require_rows(rows)
+      jobs = _with_folders(jobs, rows, folder, out)
+      shards = _second_pass(jobs, folder, run, progress)
+      schema = dataclasses.replace(schema, counts=_counts(schema, rows, shards))
+      _finish(schema, shards, folder, out)
+  return schema
+
+
+def _plan(
+  spec: spec_lib.Spec,
+  groups: Sequence[tuple[Sequence[str], splitting.Splitter]],
+  needed: Sequence[str],
+  scratch: str,
+  part_bytes: int,
+) -> tuple[list[PartJob], tuple[str, ...]]:
+  """Returns a job for each part of all files, and the names of the columns."""
+  form = tables.Format(
+    () if spec.header else tuple(spec.columns), spec.separator, has_header=spec.header
+  )
+  jobs = []
+  names: tuple[str, ...] = ()
+  file = 0
+  total = sum(locations.stat(path)[0] for paths, _ in groups for path in paths)
+  if not part_bytes and total > tables.SMALL:
+    part_bytes = tables.PART_BYTES
+  for paths, splitter in groups:
+    for part in tables.plan(paths, form, scratch, part_bytes, needed, first_file=file):
+      jobs.append(PartJob(spec, part, splitter))
+      names = names or part.pieces[0].names
+    file += len(paths)
+  for name in names:
+    errors.require(
+      name in spec.columns,
+      f"{jobs[0].part.pieces[0].name}: the spec does not name the column '{name}'; "
+      f"{errors.did_you_mean(name, spec.columns)} To leave it out: columns.{name} = "
+      "{ role = 'ignore' }",
+    )
+  return jobs, tuple(spec.columns) if not spec.header else names
+
+
+def _is_small(jobs: Sequence[PartJob]) -> bool:
+  pieces = [piece for job in jobs for piece in job.part.pieces]
+  return sum({p.path: p.size for p in pieces}.values()) <= tables.SMALL
+
+
+def _identity(spec: spec_lib.Spec, jobs: Sequence[PartJob], out: str) -> str:
+  pieces = [[dataclasses.astuple(p)[1:] for p in job.part.pieces] for job in jobs]
+  splitters = [repr(job.splitter) for job in jobs]
+  return digests.of_json([_VERSION, data.FORMAT_VERSION, repr(spec), pieces, splitters, out])
+
+
+def _folder(out: str, identity: str) -> Any:
+  """Returns a context of the folder that is written; that of a remote `out` has its records."""
+  if not locations.is_remote(out):
+    return output.resume_folder(out, identity)
+  errors.require(
+    not locations.exists(locations.join(out, data.MANIFEST)),
+    f"{out}: contains prepared data already; remove it, or use another --out",
+  )
+  name = digests.of_json(out)[:16]
+  return output.resume_folder(cache.folder("partial", name), identity)
+
+
+class _Runner:
+  """Runs a function on every job, a bounded number at a time."""
+
+  def __init__(self, executor: Executor | None, workers: int, reader: Callable[..., Any]):
+    self._executor, self._workers, self._reader = executor, workers, reader
+
+  def __call__(
+    self, function: Callable[..., Any], jobs: Sequence[Any]
+  ) -> Iterator[tuple[int, Any]]:
+    """Yields the index of a job and its result, in the order in which they finish."""
+    if self._executor is None:
+      for i, job in enumerate(jobs):
+        yield i, function(job, self._reader)
+      return
+    running: dict[Future, int] = {}
+    waiting = iter(enumerate(jobs))
+    try:
+      while True:
+        for i, job in waiting:
+          running[self._executor.submit(function, job)] = i
+          if len(running) >= 2 * self._workers:
+            break
+        if not running:
+          return
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+          yield running.pop(future), future.result()
+    finally:
+      for future in running:
+        future.cancel()
+
+
+def _read(part: tables.Part, columns: tuple[str, ...], plain: tuple[str, ...]) -> list[Table]:
+  return list(tables.read(part, columns, plain))
+
+
+def _tables_of(
+  job: PartJob, reader: Callable[..., Any] | None
+) -> Iterator[tuple[Table, np.ndarray]]:
+  """Yields the tables of a part, with the split of each row."""
+  needed = spec_lib.needed_columns(job.spec, spec_lib.to_tasks(job.spec))
+  plain = job.spec.of_role("number")
+  read = reader or tables.read
+  missing = {name: c.missing for name, c in job.spec.columns.items() if c.missing}
+  for table in read(job.part, needed, plain):
+    table.missing = missing
+    yield table, job.splitter(table, table.file)
+
+
+def collect(job: PartJob, reader: Callable[..., Any] | None = None) -> Collected:
+  """First pass over a part."""
+  found = [_collect(job.spec, table, splits) for table, splits in _tables_of(job, reader)]
+  return merge(found)
+
+
+def _collect(spec: spec_lib.Spec, table: Table, splits: np.ndarray) -> Collected:
+  is_train = splits == splitting.TRAIN
+  rows = tuple(np.bincount(splits, minlength=len(data.SPLITS)).tolist())
+  texts, numbers, lengths, labels = {}, {}, {}, {}
+  for name, column in spec.columns.items():
+    if column.role == "category" and not column.vocabulary:
+      texts[name] = count_texts(table.factor(name), is_train)
+    elif column.role == "number":
+      x_N = table.numbers(name)
+      numbers[name] = count_numbers(x_N if is_train.all() else x_N[is_train])
+    elif column.role == "list":
+      values = table.lists(name, column.separator)
+      in_train = is_train[values.rows]
+      if not column.vocabulary and not column.buckets:
+        texts[name] = count_texts(values.values, in_train)
+      lengths[name] = int(np.bincount(values.rows[in_train], minlength=1).max())
+  for task in spec_lib.to_tasks(spec):
+    labels[task.name] = _count_labels(task, table, is_train)
+  return Collected(rows, Statistics(texts, numbers, lengths, labels))
+
+
+def _count_labels(task: data.Task, table: Table, is_train: np.ndarray) -> TextCounts | NumberCounts:
+  rows = is_train
+  if task.labelled:
+    rows = rows & (conditions.evaluate(conditions.parse_condition(task.labelled), table) == 1)
+  if task.kind == "regression":
+    return count_numbers(table.numbers(task.column)[rows])
+  if not task.condition:
+    return count_texts(table.factor(task.column), rows)
+  return arrays.count_labels(task, table, rows)
+
+
+def merge(parts: Sequence[Collected]) -> Collected:
+  """Adds the results of parts."""
+  statistics = [part.statistics for part in parts]
+
+  def merged(group: str) -> dict[str, Any]:
+    of_first = getattr(statistics[0], group)
+    return {name: _merge_counts([getattr(s, group)[name] for s in statistics]) for name in of_first}
+
+  return Collected(
+    tuple(np.sum([part.rows for part in parts], axis=0).tolist()),
+    Statistics(merged("texts"), merged("numbers"), merged("lengths"), merged("labels")),
+  )
+
+
+def _merge_counts(parts: Sequence[Any]) -> Any:
+  if isinstance(parts[0], TextCounts):
+    return merge_texts(parts)
+  return merge_numbers(parts) if isinstance(parts[0], NumberCounts) else max(parts)
+
+
+def _first_pass(
+  spec: spec_lib.Spec,
+  jobs: Sequence[PartJob],
+  folder: str,
+  run: _Runner,
+  progress: Callable[[str, int, int, int], None],
+  sources: Mapping[str, str],
+  names: tuple[str, ...],
+) -> tuple[list[tuple[int, ...]], data.Schema]:
+  """Returns the rows of each part and split, and the schema; from the folder, if it has them."""
+  schema_path = os.path.join(folder, os.pardir, data.SCHEMA_FILE)
+  rows_path = os.path.join(folder, os.pardir, "rows.json")
+  if os.path.exists(rows_path):
+    rows = [tuple(r) for r in read_json_object(rows_path)["rows"]]
+    return rows, data.restore_schema(schema_path)
+  by_part: list[tuple[int, ...]] = [()] * len(jobs)
+  waiting: list[Collected] = []
+  for done, (i, collected) in enumerate(run(collect, jobs), 1):
+    by_part[i] = collected.rows
+    waiting.append(collected)
+    if len(waiting) == _MERGE:
+      waiting = [merge(waiting)]
+    progress("statistics", done, len(jobs), sum(sum(rows) for rows in by_part))
+  schema = fit(spec, merge(waiting).statistics, columns=names, sources=dict(sources))
+  data.save_schema(schema, schema_path)
+  write_json(rows_path, {"rows": by_part})
+  return by_part, schema
+
+
+def _require_rows(rows: Sequence[tuple[int, ...]]) -> None:
+  for split, count in zip(data.SPLITS, np.sum(rows, axis=0), strict=True):
+    errors.require(
+      count > 0,
+      f"the {split} split is empty: the table has too few rows, or the split's settings leave none",
+    )
+
+
+def _with_folders(
+  jobs: Sequence[PartJob], rows: Sequence[tuple[int, ...]], folder: str, out: str
+) -> list[PartJob]:
+  """Returns the jobs of the second pass: where each part's shards go."""
+  base = out if locations.is_remote(out) else folder
+  schema_path = os.path.join(folder, os.pardir, data.SCHEMA_FILE)
+  if locations.is_remote(out):
+    target = locations.join(out, data.SCHEMA_FILE)
+    locations.upload(schema_path, target)
+    schema_path = target
+  counts = np.sum(np.array(rows) > 0, axis=0)
+  numbers = np.cumsum(np.array(rows) > 0, axis=0) - 1
+  found = []
+  for job, part_rows, part_numbers in zip(jobs, rows, numbers, strict=True):
+    folders = {
+      split: locations.join(base, split, f"{part_numbers[s]:05d}")
+      if counts[s] > 1
+      else locations.join(base, split)
+      for s, split in enumerate(data.SPLITS)
+      if part_rows[s]
+    }
+    found.append(dataclasses.replace(job, schema_path=schema_path, folders=folders, rows=part_rows))
+  return found
+
+
+def _second_pass(
+  jobs: Sequence[PartJob],
+  folder: str,
+  run: _Runner,
+  progress: Callable[[str, int, int, int], None],
+) -> list[dict[str, Any]]:
+  """Encodes every part that is not done yet; returns the records of all shards, by part."""
+  records_folder = os.path.join(folder, os.pardir, "done")
+  os.makedirs(records_folder, exist_ok=True)
+  records: list[dict[str, Any]] = [{}] * len(jobs)
+  todo = []
+  for i in range(len(jobs)):
+    path = os.path.join(records_folder, f"{i}.json")
+    if os.path.exists(path):
+      records[i] = digests.read_sealed(path)
+    else:
+      todo.append(i)
+  done, rows = len(jobs) - len(todo), 0
+  for at, record in run(encode_part, [jobs[i] for i in todo]):
+    i = todo[at]
+    write_json(os.path.join(records_folder, f"{i}.json"), digests.seal(record))
+    records[i] = json.loads(to_json(record))
+    done, rows = done + 1, rows + sum(jobs[i].rows)
+    progress("arrays", done, len(jobs), rows)
+  return records
+
+
+_encoders = threading.local()
+
+
+def _encoder(path: str) -> data.Encoder:
+  """Returns the encoder of a schema; each worker thread keeps the last one."""
+  key = (path, locations.stat(path))
+  if getattr(_encoders, "key", None) != key:
+    if locations.is_remote(path):
+      with tempfile.TemporaryDirectory() as scratch:
+        copy = os.path.join(scratch, data.SCHEMA_FILE)
+        locations.download(path, copy)
+        schema = data.restore_schema(copy)
+    else:
+      schema = data.restore_schema(path)
+    _encoders.key, _encoders.encoder = key, data.Encoder(schema)
+  return _encoders.encoder
+
+
+def encode_part(job: PartJob, reader: Callable[..., Any] | None = None) -> dict[str, Any]:
+  """Second pass over a part: writes a shard for each of its splits.
+
+  Returns:
+    `files`: path in the output folder -> bytes and digest; `counts`: split -> arrays.count;
+    `unknown` and `dropped`: column -> number of values.
+  """
+  encoder = _encoder(job.schema_path)
+  schema = encoder.schema
+  pieces: dict[str, list[tuple[data.EncodedRows, np.ndarray]]] = {s: [] for s in data.SPLITS}
+  record: dict[str, Any] = {"files": {}, "counts": {}, "unknown": {}, "dropped": {}}
+  for table, splits in _tables_of(job, reader):
+    encoded = encoder(table, labels=True)
+    for column, (count, _) in encoded.unknown.items():
+      record["unknown"][column] = record["unknown"].get(column, 0) + count
+    for column, count in encoded.dropped.items():
+      record["dropped"][column] = record["dropped"].get(column, 0) + count
+    arrays.require_implied(schema, encoded.labels, table)
+    for s, split in enumerate(data.SPLITS):
+      here = splits == s
+      if here.all():
+        pieces[split].append((encoded, np.asarray(table.lines)))
+      elif here.any():
+        pieces[split].append((arrays.take(encoded, here), np.asarray(table.lines)[here]))
+  for s, split in enumerate(data.SPLITS):
+    found = sum(len(lines) for _, lines in pieces[split])
+    name = job.part.pieces[0].name
+    errors.require(found == job.rows[s], f"{name}: changed between the two passes; start again")
+    if found:
+      encoded, lines = arrays.join(pieces[split])
+      record["files"] |= arrays.store(encoded, lines - 1, job.folders[split], split)
+      record["counts"][split] = arrays.count(schema, encoded.labels)
+  return record
+
+
+def _counts(
+  schema: data.Schema, rows: Sequence[tuple[int, ...]], records: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+  """Returns the counts of each split, for schema.json."""
+  counts = {}
+  for s, split in enumerate(data.SPLITS):
+    parts = [record["counts"][split] for record in records if split in record["counts"]]
+    size = sum(
+      entry["bytes"]
+      for record in records
+      for path, entry in record["files"].items()
+      if path.split("/")[0] == split
+    )
+    counts[split] = arrays.merge_counts(schema, parts) | {"bytes": size}
+    shards = [part[s] for part in rows if part[s]]
+    if len(shards) > 1:
+      counts[split]["shards"] = shards
+  return counts
+
+
+def _finish(
+  schema: data.Schema, records: Sequence[Mapping[str, Any]], folder: str, out: str
+) -> None:
+  """Writes schema.json and, last, the manifest."""
+  path = os.path.join(folder, data.SCHEMA_FILE)
+  data.save_schema(schema, path)
+  files = {name: entry for record in records for name, entry in record["files"].items()}
+  files[data.SCHEMA_FILE] = {"bytes": os.path.getsize(path), "sha256": digests.of_file(path)}
+  manifest = os.path.join(folder, data.MANIFEST)
+  write_json(manifest, digests.seal({"files": dict(sorted(files.items()))}))
+  if locations.is_remote(out):
+    for name in (data.SCHEMA_FILE, data.MANIFEST):
+      locations.upload(os.path.join(folder, name), locations.join(out, name))

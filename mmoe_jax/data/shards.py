@@ -1,0 +1,222 @@
+"""Arrays of a split on disk, in one shard or several: opening, validation, reading of ranges.
+
+A split of one shard lies in its own folder; the shards of others lie in folders 00000, 00001, ….
+"""
+
+import itertools
+import math
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from mmoe_jax.data.conditions import evaluate, parse_condition
+from mmoe_jax.data.schema import Schema, Task
+from mmoe_jax.errors import UserError, require
+
+FIELDS = ("ids", "numbers", "labels", "weights", "slices")
+CHUNK = 1 << 16  # Rows that are in memory at a time, where the split may exceed memory.
+_SCHEMA_FILE = "schema.json"
+
+
+def names_of(schema: Schema, split: str) -> list[str]:
+  """Returns the folders of a split's shards, relative to the folder of the data, with `/`."""
+  rows = schema.counts.get(split, {}).get("shards", ())
+  return [f"{split}/{i:05d}" for i in range(len(rows))] if len(rows) > 1 else [split]
+
+
+class Shards:
+  """Arrays of a split, row after row over all its shards.
+
+  Attributes:
+    id_dtype: type of the stored ids.
+  """
+
+  def __init__(self, directory: str, split: str, schema: Schema):
+    """Opens the shards of a split, without reading their rows.
+
+    Args:
+      directory: folder of the prepared data.
+      split: name of the split.
+      schema: schema that the arrays were prepared by.
+
+    Raises:
+      UserError: if an array is broken, or does not fit the others.
+    """
+    self._where, self._schema = f"{directory}/{split}", schema
+    self._folders = [os.path.join(directory, *n.split("/")) for n in names_of(schema, split)]
+    kinds = {"ids": ("u", 2), "numbers": ("uif", 2), "labels": ("f", 2), "weights": ("f", 1)}
+    # Data of format version 2 has no array of slices; they are conditions on numbers.
+    self._has_slices = os.path.exists(os.path.join(self._folders[0], "slices.npy"))
+    if self._has_slices:
+      kinds["slices"] = ("b", 2)
+    self._kinds = kinds
+    lengths = []
+    for folder in self._folders:
+      arrays = {field: open_array(folder, field) for field in kinds}
+      for field, (kind, ndim) in kinds.items():
+        require(
+          arrays[field].dtype.kind in kind and arrays[field].ndim == ndim,
+          f"{folder}/{field}.npy: has the wrong type or shape; prepare the data again",
+        )
+      found = {len(array) for array in arrays.values()}
+      require(len(found) == 1, f"{folder}: arrays of different lengths; prepare the data again")
+      lengths.append(found.pop())
+    self.id_dtype = max(
+      (open_array(folder, "ids").dtype for folder in self._folders), key=lambda t: t.itemsize
+    )
+    self._ends = np.cumsum(lengths)
+    require(len(self) > 0, f"{self._where}: the split is empty; prepare the data again")
+
+  def __len__(self) -> int:
+    """Number of rows N."""
+    return int(self._ends[-1])
+
+  def validate(self) -> None:
+    """Raises UserError unless all values are possible under the schema."""
+    for folder in self._folders:
+      require(
+        _fits_schema(folder, list(self._kinds), self._schema),
+        f"{folder}: arrays do not fit {_SCHEMA_FILE}; prepare the data again",
+      )
+
+  def whole(self, field: str) -> np.ndarray:
+    """Returns an array of all rows: a mapped file, or several joined in memory."""
+    if field not in self._kinds:
+      return self._slices(self.whole("numbers"))
+    arrays = [open_array(folder, field) for folder in self._folders]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+  def read(self, field: str, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Reads the rows of ranges [start, end) of an array, one range after another."""
+    if field not in self._kinds:
+      return self._slices(self.read("numbers", ranges))
+    parts = [
+      _read_rows(self._folders[i], field, list(local)) for i, local in self._by_shard(ranges)
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+  def _by_shard(
+    self, ranges: Sequence[tuple[int, int]]
+  ) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """Yields shard and ranges in it, in order; neighbours in one shard are read together."""
+    local = []
+    for start, end in ranges:
+      while start < end:
+        last = len(self._ends) - 1
+        i = min(last, int(np.searchsorted(self._ends, start, side="right")))
+        first = int(self._ends[i - 1]) if i else 0
+        stop = end if i == last else min(end, int(self._ends[i]))
+        local.append((i, (start - first, stop - first)))
+        start = stop
+    for i, group in itertools.groupby(local, key=lambda item: item[0]):
+      yield i, [item[1] for item in group]
+
+  def _slices(self, numbers: np.ndarray) -> np.ndarray:
+    columns = _Numbers(numbers, [n.name for n in self._schema.numeric])
+    found = [evaluate(parse_condition(s.condition), columns) == 1 for s in self._schema.slices]
+    return np.stack(found, axis=1) if found else np.zeros((len(numbers), 0), bool)
+
+
+class _Numbers:
+  """Stored numbers, as conditions read them."""
+
+  def __init__(self, numbers: np.ndarray, names: Sequence[str]):
+    self._numbers, self._names = numbers, list(names)
+
+  def numbers(self, column: str) -> np.ndarray:
+    require(column in self._names, f"slice on '{column}': prepare the data again")
+    return np.asarray(self._numbers[:, self._names.index(column)], np.float64)
+
+  def factor(self, column: str) -> tuple[np.ndarray, list[str]]:
+    raise UserError(f"slice on '{column}': prepare the data again")
+
+
+def chunks(ranges: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+  """Yields ranges in groups of at least CHUNK rows, the last one shorter; long ones are cut."""
+  chunk, rows = [], 0
+  for first, last in ranges:
+    for start in range(first, last, CHUNK):
+      end = min(last, start + CHUNK)
+      chunk.append((start, end))
+      rows += end - start
+      if rows >= CHUNK:
+        yield chunk
+        chunk, rows = [], 0
+  if chunk:
+    yield chunk
+
+
+def open_array(directory: str, field: str) -> np.ndarray:
+  """Maps a stored array.
+
+  Raises:
+    UserError: if the file is broken.
+    OSError: if it cannot be read.
+  """
+  path = os.path.join(directory, f"{field}.npy")
+  try:
+    array = np.load(path, mmap_mode="r")
+  except (ValueError, EOFError, OverflowError, SyntaxError, TypeError, MemoryError) as error:
+    raise UserError(f"{path}: broken array ({error}); prepare the data again") from error
+  # NumPy opens archives of arrays by the same function.
+  is_usable = isinstance(array, np.ndarray) and array.dtype.isnative
+  require(is_usable, f"{path}: not an array of this machine's byte order; prepare the data again")
+  return array
+
+
+def _fits_schema(folder: str, fields: Sequence[str], schema: Schema) -> bool:
+  """Returns whether widths, ids, numbers, labels and weights are possible under the schema."""
+  sizes = np.array([f.size for f in schema.id_features for _ in range(f.length)])
+  widths = {"ids": len(sizes), "numbers": len(schema.numeric), "labels": len(schema.tasks)}
+  widths |= {"slices": len(schema.slices)} if "slices" in fields else {}
+  if any(open_array(folder, field).shape[1] != width for field, width in widths.items()):
+    return False
+  least = np.array([n.least for n in schema.numeric])
+  has_missing = np.array([n.has_missing for n in schema.numeric], bool)
+  for start in range(0, len(open_array(folder, "ids")), CHUNK):
+    # Opened for each chunk, so that its pages do not stay in this process's memory.
+    chunk = {field: open_array(folder, field)[start : start + CHUNK] for field in fields}
+    labels_fit = all(
+      _labels_fit(chunk["labels"][:, t], task) for t, task in enumerate(schema.tasks)
+    )
+    # Models do not check ids, so an id beyond its table must be found here.
+    ids_fit = bool((chunk["ids"].max(0) < sizes).all())
+    weights = chunk["weights"]
+    weights_fit = bool((np.isfinite(weights) & (weights >= 0)).all())
+    numbers = chunk["numbers"]
+    with np.errstate(invalid="ignore"):
+      is_good = np.isfinite(numbers) & (numbers >= least)
+    numbers_fit = bool((is_good | (np.isnan(numbers) & has_missing)).all())
+    if not (labels_fit and ids_fit and weights_fit and numbers_fit):
+      return False
+  return True
+
+
+def _labels_fit(labels: np.ndarray, task: Task) -> bool:
+  known = labels[~np.isnan(labels)]
+  if task.kind == "regression":
+    return bool(np.isfinite(known).all())
+  classes = 2 if task.kind == "binary" else len(task.classes)
+  return bool(((known >= 0) & (known < classes) & (known == np.floor(known))).all())
+
+
+def _read_rows(directory: str, field: str, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
+  """Reads the rows of ranges [start, end) of a stored array, one range after another.
+
+  Reads instead of mapping: the system maps many pages around each one used, which soon adds the
+  whole file to this process's memory.
+  """
+  path = os.path.join(directory, f"{field}.npy")
+  stored = open_array(directory, field)
+  require(stored.flags.c_contiguous, f"{path}: not stored row by row; prepare the data again")
+  rows = np.empty((sum(end - start for start, end in ranges), *stored.shape[1:]), stored.dtype)
+  row_bytes = stored.itemsize * math.prod(stored.shape[1:])
+  filled = 0
+  with open(path, "rb", buffering=0) as file:
+    for start, end in ranges:
+      file.seek(stored.offset + start * row_bytes)
+      target = rows[filled : filled + end - start]
+      require(file.readinto(target) == target.nbytes, f"{path}: ends early; prepare the data again")
+      filled += end - start
+  return rows
