@@ -17,6 +17,7 @@ from mmoe_jax.errors import require
 MAX_LENGTH = 32  # Values of a list that are kept, unless the spec says otherwise.
 _MAX_VALUES = 1 << 26  # Of a vocabulary; larger ones are to be hashed.
 _MAX_CLASSES = 10_000
+_MAX_LISTED = 100  # Values of a binary task's column that are listed.
 _QUANTILES = 256
 
 
@@ -142,7 +143,7 @@ def fit_task(task: data.Task, labels: TextCounts | NumberCounts) -> data.Task:
     mean, std = labels.moments(labels.values)
     return dataclasses.replace(task, mean=mean, std=std)
   values = [v for v in labels.sorted()[0] if v != MISSING]
-  if task.condition:
+  if task.condition and not task.column:
     for value, word in (("1", "positive"), ("0", "negative")):
       require(value in values, f"{where}: no train row is {word} ({task.condition})")
     return task
@@ -152,14 +153,17 @@ def fit_task(task: data.Task, labels: TextCounts | NumberCounts) -> data.Task:
     f"{where}: no train row has {task.column} {', '.join(map(repr, absent))}; it has "
     f"{', '.join(map(repr, values[:5]))}{', …' if len(values) > 5 else ''}",
   )
+  if task.kind == "binary":
+    negative = tuple(v for v in values if v not in task.positive)
+    require(bool(negative), f"{where}: every train row is positive")
+    if len(values) > _MAX_LISTED:
+      return dataclasses.replace(task, column="", positive=())
+    # With all values listed, one that train rows do not have is an error, not a negative.
+    return dataclasses.replace(task, negative=negative, condition="")
   require(
     len(values) <= _MAX_CLASSES,
     f"{where}: {task.column} has {len(values):,} values, must have at most {_MAX_CLASSES:,}",
   )
-  if task.kind == "binary":
-    negative = tuple(v for v in values if v not in task.positive)
-    require(bool(negative), f"{where}: every train row is positive")
-    return dataclasses.replace(task, negative=negative)
   require(len(values) > 1, f"{where}: all train rows have the same {task.column}")
   return dataclasses.replace(task, classes=tuple(values))
 

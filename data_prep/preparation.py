@@ -257,7 +257,7 @@ def _count_labels(task: data.Task, table: Table, is_train: np.ndarray) -> TextCo
     rows = rows & (conditions.evaluate(conditions.parse_condition(task.labelled), table) == 1)
   if task.kind == "regression":
     return count_numbers(table.numbers(task.column)[rows])
-  if not task.condition:
+  if task.column:
     return count_texts(table.factor(task.column), rows)
   return arrays.count_labels(task, table, rows)
 

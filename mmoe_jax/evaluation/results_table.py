@@ -7,11 +7,8 @@ import numpy as np
 
 from mmoe_jax.data import SPLITS
 
-_METRICS = (
-  *("auc", "auc_16_and_over", "auc_weighted"),
-  *("accuracy", "accuracy_16_and_over", "log_loss", "pcoc"),
-  *("mse", "mae", "r2", "r2_16_and_over"),
-)
+_MAIN = ("auc", "accuracy", "r2")  # Metrics that are also shown on slices.
+_METRICS = ("auc", "auc_weighted", "accuracy", "log_loss", "pcoc", "mse", "mae", "r2")
 _POPULATION_METRICS = ("auc", "accuracy", "mse")
 
 
@@ -27,7 +24,9 @@ def format_results(results: Mapping[str, Any], workdir: str) -> str:
   """
   names = list(results["test"])
   tasks = list(dict.fromkeys(name.split("/")[0] for name in names))
-  metrics_of = {task: [m for m in _METRICS if f"{task}/{m}" in names] for task in tasks}
+  metrics_of = {
+    task: _shown([n.split("/", 1)[1] for n in names if n.startswith(f"{task}/")]) for task in tasks
+  }
   width = max(18, *(len(m) + 2 for metrics in metrics_of.values() for m in metrics))
   lines = [f"{'':<18}{'':<{width}}" + "".join(f"{split:>12}" for split in SPLITS)]
   for task in tasks:
@@ -46,6 +45,21 @@ def format_results(results: Mapping[str, Any], workdir: str) -> str:
   )
   lines.append(f"work directory: {workdir}")
   return "\n".join(lines)
+
+
+def _shown(names: Sequence[str]) -> list[str]:
+  """Returns the metrics of a task that the table shows, each main one before its slices."""
+  found = []
+  for metric in _METRICS:
+    if metric in names:
+      found.append(metric)
+    if metric in _MAIN:
+      found += [n for n in names if n.startswith(f"{metric}_") and not _is_weighted(n, metric)]
+  return found
+
+
+def _is_weighted(name: str, metric: str) -> bool:
+  return name.startswith(f"{metric}_weighted")
 
 
 def format_population(results: Mapping[str, Any], workdir: str) -> str:
