@@ -152,6 +152,15 @@ class Table:
       x_N = np.where(bad, max(least, 0.0), x_N)
     return x_N
 
+  def times(self, column: str) -> np.ndarray | None:
+    """Returns a column of Arrow's times as (N,) datetime64[s], in UTC; None for other types."""
+    values = self.columns[column]
+    if isinstance(values, list) or not (
+      pa.types.is_timestamp(values.type) or pa.types.is_date(values.type)
+    ):
+      return None
+    return values.cast(pa.timestamp("s"), safe=False).to_numpy(zero_copy_only=False)
+
   def refuse(self, column: str, bad: np.ndarray, reason: Callable[[int], str]) -> None:
     """Collects bad rows, given as (N,) bool, or raises UserError for the first one.
 
@@ -330,6 +339,8 @@ def _factor_array(array: pa.Array) -> Factor:
     texts = pc.utf8_trim(values.cast(pa.string()), _SPACES)
     if texts.null_count:
       texts = texts.fill_null(MISSING)
+  elif pa.types.is_integer(values.type):
+    texts = values.cast(pa.string())
   else:
     if pa.types.is_float32(values.type):
       scalars: Sequence[Any] = list(values.to_numpy(zero_copy_only=False))

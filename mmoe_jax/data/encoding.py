@@ -233,6 +233,9 @@ def times_of(table: Table, column: str) -> np.ndarray:
   Raises:
     UserError: naming the line of another value.
   """
+  typed = table.times(column)
+  if typed is not None:
+    return typed
   factor = table.factor(column)
   texts = factor.texts()
   is_number = [text.removeprefix("-").isdecimal() and len(text) > 4 for text in texts]

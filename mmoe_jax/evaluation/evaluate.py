@@ -58,14 +58,15 @@ def make_eval_batch(split: Split, all_views: bool = True) -> EvalBatch:
   Args:
     split: the rows.
     all_views: whether to weigh rows in every way: equally, each slice alone (`_SLICE`), by sample
-      weight (`_weighted`) and both (`_weighted_SLICE`). Otherwise equally only.
+      weight (`_weighted`) and both (`_weighted_SLICE`), if they differ. Otherwise equally only.
   """
   features = to_chunks(split.features)
   padding = math.prod(features["ids"].shape[:2]) - len(split)
   views = {"": np.ones(len(split), np.float32)}
   if all_views:
     views |= {f"_{name}": rows.astype(np.float32) for name, rows in split.slices.items()}
-    views |= {f"_weighted{suffix}": split.weights * rows for suffix, rows in views.items()}
+    if (split.weights != 1).any():
+      views |= {f"_weighted{suffix}": split.weights * rows for suffix, rows in views.items()}
   return EvalBatch(
     features,
     np.pad(split.labels, ((0, padding), (0, 0)), constant_values=np.nan),
