@@ -41,7 +41,8 @@ def rows_as_csv(table: pa.Table) -> bytes:
 def write_part(table: pa.Table, path: str, as_parquet: bool) -> None:
   """Writes the rows of a part, for `join_parts`."""
   if as_parquet:
-    pq.write_table(table, path)
+    # Read once more soon: speed matters, size does not.
+    pq.write_table(table, path, compression="none", use_dictionary=False, write_statistics=False)
     return
   with open(path, "wb") as file:
     file.write(rows_as_csv(table))

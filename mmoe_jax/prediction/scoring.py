@@ -1,7 +1,8 @@
 """Scoring of files: streamed in parts, in bounded memory, resumed after a kill.
 
   reader threads:  read and encode the next parts
-  this thread:     scores a part on the device, writes its result
+  this thread:     scores a part on the device
+  a writer thread: writes the scores of the part before
 
 Shape letters: N rows.
 """
@@ -158,6 +159,25 @@ class _Job:
       found.append((table, self.predictor.encoder(table)))
     return found
 
+  def score_part(
+    self, read: Sequence[tuple[Table, data.EncodedRows]]
+  ) -> tuple[pa.Table, list[list[str]], Totals]:
+    """Scores a part; returns the columns to write, its bad rows and its counts."""
+    results, bad, totals = [], [], Totals()
+    for table, encoded in read:
+      result, rows = self.score(table, encoded)
+      results.append(result)
+      bad += rows
+      totals.add(
+        {
+          "rows": len(result),
+          "bad": len(rows),
+          "unknown": encoded.unknown,
+          "dropped": encoded.dropped,
+        }
+      )
+    return pa.concat_tables(results), bad, totals
+
   def score(self, table: Table, encoded: data.EncodedRows) -> tuple[pa.Table, list[list[str]]]:
     """Scores encoded rows; returns the columns to write, and bad rows as file, line, reason."""
     scores = self.predictor.score(data.to_features(self.predictor.schema, encoded))
@@ -193,31 +213,32 @@ def _score_parts(
   """Yields the file and the record of each part, in order; finished ones are not scored again."""
   paths = [os.path.join(folder, f"{i:06d}") for i in range(len(parts))]
   todo = [i for i, path in enumerate(paths) if not os.path.exists(f"{path}.json")]
-  with ThreadPoolExecutor(_AHEAD) as readers:
+  with ThreadPoolExecutor(_AHEAD) as readers, ThreadPoolExecutor(1) as writer:
     ahead: dict[int, Future] = {i: readers.submit(job.read, parts[i]) for i in todo[:_AHEAD]}
     waiting = iter(todo[_AHEAD:])
+    writing: tuple[str, Future] | None = None
     for i, path in enumerate(paths):
-      if i not in ahead:
-        yield path, read_json_object(f"{path}.json")
-        continue
-      read = ahead.pop(i).result()
-      if (following := next(waiting, None)) is not None:
-        ahead[following] = readers.submit(job.read, parts[following])
-      yield path, _write_part(job, read, path)
+      if i in ahead:
+        read = ahead.pop(i).result()
+        if (following := next(waiting, None)) is not None:
+          ahead[following] = readers.submit(job.read, parts[following])
+        scored = job.score_part(read)
+        del read
+        record = writer.submit(_write_part, job, *scored, path)
+      else:
+        record = writer.submit(read_json_object, f"{path}.json")
+      if writing is not None:
+        yield writing[0], writing[1].result()
+      writing = (path, record)
+    if writing is not None:
+      yield writing[0], writing[1].result()
 
 
-def _write_part(job: _Job, read: Sequence[tuple[Table, Any]], path: str) -> dict[str, Any]:
-  results, bad = [], []
-  part = Totals()
-  for table, encoded in read:
-    result, rows = job.score(table, encoded)
-    results.append(result)
-    bad += rows
-    unknown = {name: list(found) for name, found in encoded.unknown.items()}
-    part.add(
-      {"rows": len(result), "bad": len(rows), "unknown": unknown, "dropped": encoded.dropped}
-    )
-  writers.write_part(pa.concat_tables(results), path, job.as_parquet)
+def _write_part(
+  job: _Job, result: pa.Table, bad: Sequence[Sequence[str]], part: Totals, path: str
+) -> dict[str, Any]:
+  """Writes the result of a part and, last, its record, which is returned."""
+  writers.write_part(result, path, job.as_parquet)
   if bad:
     with open(f"{path}.bad", "w", encoding="utf-8", newline="") as file:
       csv.writer(file, lineterminator="\n").writerows(bad)
