@@ -133,7 +133,7 @@ def scoring(
   first = table.take(np.array([0]))
   one = {name: first.factor(name).texts()[0] for name in first.columns}
   many = lambda: predictor.score(features)
-  single = lambda: predictor(one)
+  single = lambda: predictor.scores(one)
   for call in (many, single):
     clock(call)
   output = os.path.join(folder, "scores.csv")

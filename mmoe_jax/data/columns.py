@@ -24,6 +24,7 @@ from mmoe_jax.errors import UserError, require
 MISSING = ""
 LARGEST = 1e30  # Models compute in float32, where much larger numbers are infinite.
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_FIRST = np.zeros(1, np.int64)
 _SPACES = " \t\r\n\v\f\xa0"
 
 
@@ -112,7 +113,8 @@ class Table:
   def factor(self, column: str) -> Factor:
     """Returns a column as codes and distinct texts."""
     if column not in self._factors:
-      self.require([column])
+      if column not in self.columns:
+        self.require([column])
       values = self.columns[column]
       found = _factor_list(values) if isinstance(values, list) else _factor_array(values)
       self._factors[column] = _replace_missing(found, self.missing.get(column, ()))
@@ -135,8 +137,7 @@ class Table:
       self.require([column])
       self._numbers[column] = self._parse(column)
     x_N = self._numbers[column]
-    with np.errstate(invalid="ignore"):
-      bad = (x_N < least) | (np.abs(x_N) > LARGEST)
+    bad = (x_N < least) | (x_N > LARGEST) | (x_N < -LARGEST)  # False for missing numbers.
     if bad.any():
       factor = self.factor(column)
       texts = factor.texts()
@@ -317,6 +318,8 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _factor_list(values: Sequence[Any]) -> Factor:
+  if len(values) == 1:
+    return Factor(_FIRST, [text_of(values[0])])
   distinct, codes = _index_of([text_of(value) for value in values])
   return Factor(np.asarray(codes, np.int64), distinct)
 

@@ -29,7 +29,17 @@ class Encoder:
     self._vocabularies = {
       f.name: _Vocabulary(f) for f in schema.id_features if f.kind in ("category", "hash", "list")
     }
-    self._categories = {f.sources[0] for f in schema.id_features if f.kind in ("category", "list")}
+    self._needed = {labels: needed_columns(schema, labels) for labels in (False, True)}
+    self._columns = schema.id_columns
+    self._dtype = id_dtype(schema)
+    # Least allowed number of each numeric column, and whether it may be missing.
+    self._numbers = {
+      column: (_least_of(schema, column), _allows_missing(schema, column))
+      for column in dict.fromkeys(
+        [n.name for n in schema.numeric]
+        + [f.sources[0] for f in schema.id_features if f.kind in ("bins", "log_int")]
+      )
+    }
 
   def __call__(self, rows: Any, *, labels: bool = False, where: str = "the table") -> EncodedRows:
     """Encodes raw rows.
@@ -47,23 +57,22 @@ class Encoder:
     table = to_table(rows, where)
     schema = self.schema
     table.missing = schema.missing
-    table.require(needed_columns(schema, labels))
+    table.require(self._needed[labels])
     unknown: dict[str, tuple[int, str]] = {}
     dropped: dict[str, int] = {}
+    numbers = {
+      column: required_numbers(table, column, *rules) for column, rules in self._numbers.items()
+    }
     ids: dict[str, np.ndarray] = {}
-    out = np.zeros((len(table), schema.id_count), id_dtype(schema))
-    columns = schema.id_columns
+    out = np.zeros((len(table), schema.id_count), self._dtype)
     for feature in schema.id_features:
-      found = self._ids(feature, table, ids, unknown, dropped)
+      found = self._ids(feature, table, ids, numbers, unknown, dropped)
       ids[feature.name] = found
-      if feature.length == 1:
-        out[:, columns[feature.name].start] = found
-      else:
-        out[:, columns[feature.name]] = found
-    numbers = [required_numbers(table, n.name, n.least, n.has_missing) for n in schema.numeric]
+      at = self._columns[feature.name]
+      out[:, at if found.ndim > 1 else at.start] = found
     encoded = {
       "ids": out,
-      "numbers": stack(numbers, len(table), np.float64),
+      "numbers": stack([numbers[n.name] for n in schema.numeric], len(table), np.float64),
       "unknown": unknown,
       "dropped": dropped,
     }
@@ -88,6 +97,7 @@ class Encoder:
     feature: IdFeature,
     table: Table,
     ids: Mapping[str, np.ndarray],
+    numbers: Mapping[str, np.ndarray],
     unknown: dict[str, tuple[int, str]],
     dropped: dict[str, int],
   ) -> np.ndarray:
@@ -102,13 +112,10 @@ class Encoder:
     if feature.name in self._vocabularies:
       factor = table.factor(column)
       of_value = self._vocabularies[feature.name].ids(factor)
-      found = of_value[factor.codes]
-      if feature.kind == "category":
-        _count_unknown(found, factor, column, unknown)
-      return found
-    missing_allowed = feature.has_missing or _allows_missing(self.schema, column)
-    least = 0.0 if feature.kind == "log_int" else _least_of(self.schema, column)
-    return _ids_of_numbers(feature, required_numbers(table, column, least, missing_allowed))
+      if feature.kind == "category" and not of_value.all():
+        _count_unknown(of_value[factor.codes], factor, column, unknown)
+      return of_value[factor.codes]
+    return _ids_of_numbers(feature, numbers[column])
 
   def _ids_of_lists(
     self,

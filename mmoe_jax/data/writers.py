@@ -31,10 +31,14 @@ def rows_as_csv(table: pa.Table) -> bytes:
   body = pa.BufferOutputStream()
   numbered = table.rename_columns([str(i) for i in range(table.num_columns)])
   try:
-    pa_csv.write_csv(numbered, body, pa_csv.WriteOptions(False, quoting_style="none"))
+    pa_csv.write_csv(
+      numbered, body, pa_csv.WriteOptions(include_header=False, quoting_style="none")
+    )
   except pa.ArrowInvalid:  # A text with a comma or quote; now all texts get quotes.
     body = pa.BufferOutputStream()
-    pa_csv.write_csv(numbered, body, pa_csv.WriteOptions(False, quoting_style="needed"))
+    pa_csv.write_csv(
+      numbered, body, pa_csv.WriteOptions(include_header=False, quoting_style="needed")
+    )
   return body.getvalue().to_pybytes()
 
 

@@ -46,7 +46,8 @@ def to_chunks(features: Mapping[str, np.ndarray], chunk: int = CHUNK) -> dict[st
   chunks = math.ceil(rows / chunk)
 
   def split(a: np.ndarray) -> np.ndarray:
-    padded = np.pad(a, ((0, chunks * chunk - rows), *[(0, 0)] * (a.ndim - 1)))
+    padding = chunks * chunk - rows
+    padded = np.pad(a, ((0, padding), *[(0, 0)] * (a.ndim - 1))) if padding else np.asarray(a)
     return padded.reshape(chunks, chunk, *a.shape[1:])
 
   return {name: split(array) for name, array in features.items()}
