@@ -112,7 +112,6 @@ def prepare(
         reader = _read
       run = _Runner(executor, workers, reader)
       rows, schema = _first_pass(spec, jobs, folder, run, progress, sources or {}, names)
-      _require_rows(rows)
       jobs = _with_folders(jobs, rows, folder, out)
       shards = _second_pass(jobs, folder, run, progress)
       schema = dataclasses.replace(schema, counts=_counts(schema, rows, shards))
@@ -305,6 +304,7 @@ def _first_pass(
     if len(waiting) == _MERGE:
       waiting = [merge(waiting)]
     progress("statistics", done, len(jobs), sum(sum(rows) for rows in by_part))
+  _require_rows(by_part)
   schema = fit(spec, merge(waiting).statistics, columns=names, sources=dict(sources))
   data.save_schema(schema, schema_path)
   write_json(rows_path, {"rows": by_part})

@@ -183,7 +183,7 @@ def check(spec: Spec, where: str) -> None:
     _check_condition(spec, text, f"{where}: slices.{name}")
   for name, columns in spec.protocols.items():
     for column in columns:
-      require_known(column, spec.columns, f"{where}: a column in protocols.{name}")
+      require_known(column, spec.columns, f"{where}: protocols.{name}: a column")
   crossable = [*spec.of_role("category", "hash"), *(f"{n}_bins" for n in spec.of_role("number"))]
   for cross in spec.crosses:
     parts = cross.split("#")
@@ -281,7 +281,7 @@ def _check_task(spec: Spec, where: str, name: str, task: Task) -> None:
   if task.labelled:
     _check_condition(spec, task.labelled, f"{where}.labelled")
   for other in task.implies:
-    require_known(other, spec.tasks, f"a task in {where}.implies")
+    require_known(other, spec.tasks, f"{where}.implies: a task")
     is_binary = task.kind == "binary" == spec.tasks[other].kind
     require(other != name and is_binary, f"{where}.implies: must be other binary tasks of two")
 

@@ -37,7 +37,7 @@ class Whole:
 class Shares:
   """Rows, or values of a column, are drawn by shares of validation and test.
 
-  Each row's draw is a hash of seed, file and line, or of seed and value.
+  Each row's draw is a hash of seed, file and row number, or of seed and value.
   """
 
   validation: float
@@ -53,7 +53,8 @@ class Shares:
       draws = uniform(hashed ^ _mix(np.uint64(self.seed)))[factor.codes]
     else:
       place = np.uint64(file) << np.uint64(48)
-      draws = uniform((np.asarray(table.lines, np.uint64) + place) ^ _mix(np.uint64(self.seed)))
+      rows = np.asarray(table.lines, np.uint64) - np.uint64(1 + table.headers)
+      draws = uniform((rows + place) ^ _mix(np.uint64(self.seed)))
     return np.where(
       draws < self.test, TEST, np.where(draws < self.test + self.validation, VALIDATION, TRAIN)
     ).astype(np.int8)

@@ -67,6 +67,7 @@ class Table:
     lines: (N,) line of each row in its file, counted from 1, as a range or an array.
     missing: column -> texts that stand for a missing value there.
     file: number of the file among those that are read.
+    headers: lines of the file's header.
     bad: row number -> what is wrong with it, if bad rows are collected; None: the first one is an
       error.
     unreadable: line and fault of rows of the file that could not even be read.
@@ -78,6 +79,7 @@ class Table:
   lines: Sequence[int] | np.ndarray = ()
   missing: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
   file: int = 0
+  headers: int = 0
   bad: dict[int, str] | None = None
   unreadable: Sequence[tuple[int, str]] = ()
 

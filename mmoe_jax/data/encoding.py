@@ -393,9 +393,23 @@ def _ids_of_numbers(feature: IdFeature, x: np.ndarray) -> np.ndarray:
 
 def _ids_of_times(feature: IdFeature, times: np.ndarray) -> np.ndarray:
   is_known = ~np.isnat(times)
-  at = pd.DatetimeIndex(np.where(is_known, times, np.datetime64(0, "s")))
-  part = np.asarray(getattr(at, feature.kind))
+  part = _part_of(np.where(is_known, times, np.datetime64(0, "s")), feature.kind)
   return np.where(is_known, _find(np.asarray(feature.values), part), UNKNOWN)
+
+
+def _part_of(times: np.ndarray, name: str) -> np.ndarray:
+  """Returns a part of timestamps, see TIME_PARTS."""
+  seconds = times.astype("datetime64[s]").astype(np.int64)
+  if name == "minute":
+    return seconds // 60 % 60
+  if name == "hour":
+    return seconds // 3600 % 24
+  if name == "weekday":
+    return (seconds // 86_400 + 3) % 7  # 1970 began on a Thursday.
+  months = times.astype("datetime64[M]")
+  if name == "month":
+    return months.astype(np.int64) % 12 + 1
+  return (times.astype("datetime64[D]") - months).astype(np.int64) + 1
 
 
 def _find(values: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -54,6 +54,7 @@ class Piece:
     modified: time of its last change in nanoseconds.
     separator: separator of values (CSV).
     file: number of the file among all.
+    headers: lines of the file's header.
   """
 
   path: str
@@ -66,6 +67,7 @@ class Piece:
   modified: int
   separator: str = ","
   file: int = 0
+  headers: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +178,7 @@ def _read_csv(
   if columns:
     table = table.select([c for c in table.column_names if c in columns])
   found = from_arrow(table.unify_dictionaries(), piece.name, piece.first_line, piece.file)
-  found.unreadable = unreadable
+  found.unreadable, found.headers = unreadable, piece.headers
   found.lines = found.lines if lines is None else lines
   yield found
 
@@ -217,7 +219,9 @@ def _pieces_of_csv(
   with csv_files.user_errors(path, form.columns):
     names, start = _header(plain, path, form)
   for begin, end, line in csv_files.cut(plain, start, size, part_bytes):
-    piece = Piece(plain, path, begin, end, line, names, size, modified, form.separator)
+    piece = Piece(
+      plain, path, begin, end, line, names, size, modified, form.separator, headers=int(start > 0)
+    )
     yield piece, end - begin
 
 

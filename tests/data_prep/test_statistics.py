@@ -1,0 +1,62 @@
+"""Statistics of train rows: the same for any parts, in any order."""
+
+import numpy as np
+import pytest
+
+from data_prep import statistics
+from mmoe_jax.data.columns import from_rows
+from tests import reference
+
+
+def merged(counts, merge, rng):
+  """Merges parts in a random order and grouping."""
+  counts = [counts[i] for i in rng.permutation(len(counts))]
+  while len(counts) > 1:
+    at = int(rng.integers(1, len(counts)))
+    counts = [merge(counts[: at + 1]), *counts[at + 1 :]]
+  return counts[0]
+
+
+@pytest.mark.parametrize("exact", [1 << 16, 100])
+def test_numbers_do_not_depend_on_the_parts(monkeypatch, exact):
+  monkeypatch.setattr(statistics, "_EXACT", exact)
+  rng = reference.fresh_rng()
+  x = np.concatenate([rng.normal(0, 1e3, 3000), rng.integers(0, 9, 900), [np.nan, -0.0, 0.0]])
+  rng.shuffle(x)
+  whole = statistics.count_numbers(x)
+  for _ in range(5):
+    ends = np.sort(rng.integers(0, len(x), 7))
+    parts = [statistics.count_numbers(part) for part in np.split(x, ends)]
+    got = merged(parts, statistics.merge_numbers, rng)
+    np.testing.assert_array_equal(got.values, whole.values)
+    np.testing.assert_array_equal(got.counts, whole.counts)
+    assert (got.missing, got.least, got.most) == (1, np.nanmin(x), np.nanmax(x))
+    assert got.is_exact == whole.is_exact == (exact > 100)
+    assert got.moments(got.values) == whole.moments(whole.values)
+  known = x[~np.isnan(x)]
+  mean, std = whole.moments(whole.values)
+  assert mean == pytest.approx(known.mean(), rel=1e-12 if exact > 100 else 2e-3, abs=0.5)
+  assert std == pytest.approx(known.std(), rel=1e-12 if exact > 100 else 2e-3)
+  error = np.abs(whole.quantiles(64) - np.quantile(known, np.linspace(0, 1, 65), method="lower"))
+  assert (error <= 2e-3 * np.abs(whole.quantiles(64)) + 1e-9).all()
+
+
+def test_texts_do_not_depend_on_the_parts():
+  rng = reference.fresh_rng()
+  values = [f"v{i}" for i in rng.zipf(1.3, 3000) % 500]
+  whole = statistics.count_texts(from_rows([{"c": v} for v in values]).factor("c")).sorted()
+  for _ in range(5):
+    parts = [
+      statistics.count_texts(from_rows([{"c": v} for v in part]).factor("c"))
+      for part in np.split(np.array(values), np.sort(rng.choice(np.arange(1, 3000), 6, False)))
+    ]
+    texts, counts = merged(parts, statistics.merge_texts, rng).sorted()
+    assert texts == whole[0] == sorted(set(values))
+    np.testing.assert_array_equal(counts, whole[1])
+  assert dict(zip(*whole, strict=True)) == {v: values.count(v) for v in set(values)}
+
+
+def test_only_the_given_rows_count():
+  factor = from_rows([{"c": v} for v in "aabbc"]).factor("c")
+  texts, counts = statistics.count_texts(factor, np.array([1, 0, 1, 0, 0], bool)).sorted()
+  assert (texts, counts.tolist()) == (["a", "b"], [1, 1])
