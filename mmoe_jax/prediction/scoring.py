@@ -14,7 +14,6 @@ import os
 import shutil
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -49,7 +48,7 @@ class Totals:
   rows: int = 0
   bad: int = 0
   unknown: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
-  dropped: Counter[str] = dataclasses.field(default_factory=Counter)
+  dropped: dict[str, int] = dataclasses.field(default_factory=dict)
 
   def add(self, record: Mapping[str, Any]) -> None:
     """Adds the counts of a part."""
@@ -57,7 +56,8 @@ class Totals:
     self.bad += record["bad"]
     for column, (count, value) in record["unknown"].items():
       self.unknown.setdefault(column, [0, value])[0] += count
-    self.dropped.update(record["dropped"])
+    for column, count in record["dropped"].items():
+      self.dropped[column] = self.dropped.get(column, 0) + count
 
   def lines(self, schema: data.Schema, where: str) -> list[str]:
     """Returns warnings about unknown and dropped values."""
