@@ -11,8 +11,10 @@ import pytest
 from configs import tabular
 from data_prep import preparation, splitting
 from data_prep.spec import parse_spec
+from mmoe_jax import parallel
 from mmoe_jax.data import tables
 from mmoe_jax.errors import UserError
+from mmoe_jax.evaluation import evaluate
 from mmoe_jax.prediction import scoring
 from mmoe_jax.prediction.predictor import Predictor
 from mmoe_jax.training import loop
@@ -36,7 +38,11 @@ def predictor(tmp_path_factory) -> Predictor:
   config = tabular.get_config(f"mmoe,data={folder}/data,tasks=click+buy+rating+country")
   config.train.epochs, config.train.devices, config.data.numeric = 1, 1, "piecewise"
   loop.train_and_evaluate(config, str(folder / "run"))
-  return Predictor(str(folder / "run"))
+  found = Predictor(str(folder / "run"))
+  # As users compile it; without optimisation, as tests do, last bits depend on the batch.
+  predict = evaluate.make_predict(found.model)
+  found._predict = parallel.jit(predict, xla_backend_optimization_level=3)
+  return found
 
 
 @pytest.fixture
