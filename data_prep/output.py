@@ -79,7 +79,7 @@ def resume_folder(out: str, identity: str) -> Iterator[str]:
 
 
 def check_out(out: str) -> tuple[str, str, str]:
-  """Validates an output folder, and removes what killed preparations left beside it.
+  """Validates an output folder, and removes the remains of killed preparations.
 
   Returns:
     The folder's absolute path, its parent and its name.

@@ -15,59 +15,23 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
 
-from data_prep import arrays, output, splitting
+from data_prep import arrays, output, parts, splitting
 from data_prep import spec as spec_lib
-from data_prep.fitting import Statistics, fit
-from data_prep.statistics import (
-  NumberCounts,
-  TextCounts,
-  count_numbers,
-  count_texts,
-  merge_numbers,
-  merge_texts,
-)
+from data_prep.collecting import Collected, collect, merge
+from data_prep.fitting import fit
+from data_prep.parts import PartJob, Runner, tables_of
 from mmoe_jax import cache, data, digests, errors
-from mmoe_jax.data import conditions, locations, tables
-from mmoe_jax.data.columns import Table
+from mmoe_jax.data import locations, tables
 from mmoe_jax.files import read_json_object, to_json, write_json
 
 _MERGE = 8  # Statistics of parts that are merged at once.
 _VERSION = 1  # Of what a partial folder holds.
-
-
-@dataclasses.dataclass(frozen=True)
-class PartJob:
-  """Everything that a worker needs for one part.
-
-  Attributes:
-    spec: the spec.
-    part: the part.
-    splitter: assigns its rows to splits.
-    schema_path: file of the schema, for the second pass.
-    folders: split -> folder of the shard, local or remote, for the second pass.
-    rows: rows of each split that the first pass found, for the second pass.
-  """
-
-  spec: spec_lib.Spec
-  part: tables.Part
-  splitter: splitting.Splitter
-  schema_path: str = ""
-  folders: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  rows: tuple[int, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Collected:
-  """Result of the first pass over some parts: rows per split, and statistics of train rows."""
-
-  rows: tuple[int, ...]
-  statistics: Statistics
 
 
 def prepare(
@@ -107,10 +71,10 @@ def prepare(
     jobs, names = _plan(spec, groups, needed, scratch, part_bytes)
     identity = _identity(spec, jobs, out)
     with _folder(out, identity) as folder:
-      reader = functools.lru_cache(maxsize=None)(_read) if executor is None else _read
+      reader = functools.lru_cache(maxsize=None)(parts.read) if executor is None else parts.read
       if executor is not None or not _is_small(jobs):
-        reader = _read
-      run = _Runner(executor, workers, reader)
+        reader = parts.read
+      run = Runner(executor, workers, reader)
       rows, schema = _first_pass(spec, jobs, folder, run, progress, sources or {}, names)
       jobs = _with_folders(jobs, rows, folder, out)
       shards = _second_pass(jobs, folder, run, progress)
@@ -174,118 +138,11 @@ def _folder(out: str, identity: str) -> Any:
   return output.resume_folder(cache.folder("partial", name), identity)
 
 
-class _Runner:
-  """Runs a function on every job, a bounded number at a time."""
-
-  def __init__(self, executor: Executor | None, workers: int, reader: Callable[..., Any]):
-    self._executor, self._workers, self._reader = executor, workers, reader
-
-  def __call__(
-    self, function: Callable[..., Any], jobs: Sequence[Any]
-  ) -> Iterator[tuple[int, Any]]:
-    """Yields the index of a job and its result, in the order in which they finish."""
-    if self._executor is None:
-      for i, job in enumerate(jobs):
-        yield i, function(job, self._reader)
-      return
-    running: dict[Future, int] = {}
-    waiting = iter(enumerate(jobs))
-    try:
-      while True:
-        for i, job in waiting:
-          running[self._executor.submit(function, job)] = i
-          if len(running) >= 2 * self._workers:
-            break
-        if not running:
-          return
-        done, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in done:
-          yield running.pop(future), future.result()
-    finally:
-      for future in running:
-        future.cancel()
-
-
-def _read(part: tables.Part, columns: tuple[str, ...], plain: tuple[str, ...]) -> list[Table]:
-  return list(tables.read(part, columns, plain))
-
-
-def _tables_of(
-  job: PartJob, reader: Callable[..., Any] | None
-) -> Iterator[tuple[Table, np.ndarray]]:
-  """Yields the tables of a part, with the split of each row."""
-  needed = spec_lib.needed_columns(job.spec, spec_lib.to_tasks(job.spec))
-  plain = job.spec.of_role("number")
-  read = reader or tables.read
-  missing = {name: c.missing for name, c in job.spec.columns.items() if c.missing}
-  for table in read(job.part, needed, plain):
-    table.missing = missing
-    yield table, job.splitter(table, table.file)
-
-
-def collect(job: PartJob, reader: Callable[..., Any] | None = None) -> Collected:
-  """First pass over a part."""
-  found = [_collect(job.spec, table, splits) for table, splits in _tables_of(job, reader)]
-  return merge(found)
-
-
-def _collect(spec: spec_lib.Spec, table: Table, splits: np.ndarray) -> Collected:
-  is_train = splits == splitting.TRAIN
-  rows = tuple(np.bincount(splits, minlength=len(data.SPLITS)).tolist())
-  texts, numbers, lengths, labels = {}, {}, {}, {}
-  for name, column in spec.columns.items():
-    if column.role == "category" and not column.vocabulary:
-      texts[name] = count_texts(table.factor(name), is_train)
-    elif column.role == "number":
-      x_N = table.numbers(name)
-      numbers[name] = count_numbers(x_N if is_train.all() else x_N[is_train])
-    elif column.role == "list":
-      values = table.lists(name, column.separator)
-      in_train = is_train[values.rows]
-      if not column.vocabulary and not column.buckets:
-        texts[name] = count_texts(values.values, in_train)
-      lengths[name] = int(np.bincount(values.rows[in_train], minlength=1).max())
-  for task in spec_lib.to_tasks(spec):
-    labels[task.name] = _count_labels(task, table, is_train)
-  return Collected(rows, Statistics(texts, numbers, lengths, labels))
-
-
-def _count_labels(task: data.Task, table: Table, is_train: np.ndarray) -> TextCounts | NumberCounts:
-  rows = is_train
-  if task.labelled:
-    rows = rows & (conditions.evaluate(conditions.parse_condition(task.labelled), table) == 1)
-  if task.kind == "regression":
-    return count_numbers(table.numbers(task.column)[rows])
-  if task.column:
-    return count_texts(table.factor(task.column), rows)
-  return arrays.count_labels(task, table, rows)
-
-
-def merge(parts: Sequence[Collected]) -> Collected:
-  """Adds the results of parts."""
-  statistics = [part.statistics for part in parts]
-
-  def merged(group: str) -> dict[str, Any]:
-    of_first = getattr(statistics[0], group)
-    return {name: _merge_counts([getattr(s, group)[name] for s in statistics]) for name in of_first}
-
-  return Collected(
-    tuple(np.sum([part.rows for part in parts], axis=0).tolist()),
-    Statistics(merged("texts"), merged("numbers"), merged("lengths"), merged("labels")),
-  )
-
-
-def _merge_counts(parts: Sequence[Any]) -> Any:
-  if isinstance(parts[0], TextCounts):
-    return merge_texts(parts)
-  return merge_numbers(parts) if isinstance(parts[0], NumberCounts) else max(parts)
-
-
 def _first_pass(
   spec: spec_lib.Spec,
   jobs: Sequence[PartJob],
   folder: str,
-  run: _Runner,
+  run: Runner,
   progress: Callable[[str, int, int, int], None],
   sources: Mapping[str, str],
   names: tuple[str, ...],
@@ -347,7 +204,7 @@ def _with_folders(
 def _second_pass(
   jobs: Sequence[PartJob],
   folder: str,
-  run: _Runner,
+  run: Runner,
   progress: Callable[[str, int, int, int], None],
 ) -> list[dict[str, Any]]:
   """Encodes every part that is not done yet; returns the records of all shards, by part."""
@@ -400,7 +257,7 @@ def encode_part(job: PartJob, reader: Callable[..., Any] | None = None) -> dict[
   schema = encoder.schema
   pieces: dict[str, list[tuple[data.EncodedRows, np.ndarray]]] = {s: [] for s in data.SPLITS}
   record: dict[str, Any] = {"files": {}, "counts": {}, "unknown": {}, "dropped": {}}
-  for table, splits in _tables_of(job, reader):
+  for table, splits in tables_of(job, reader):
     encoded = encoder(table, labels=True)
     for column, (count, _) in encoded.unknown.items():
       record["unknown"][column] = record["unknown"].get(column, 0) + count

@@ -2,7 +2,7 @@
 
 Values are counted, and everything else (vocabularies, bins, means) is computed from the counts.
 Numbers with more than _EXACT distinct values are counted in buckets of relative width 2^-10, as in
-DDSketch (Masson, Rim and Lee, VLDB 2019, https://doi.org/10.14778/3352063.3352135). Sketches that
+DDSketch (Masson et al., VLDB 2019, https://doi.org/10.14778/3352063.3352135). Sketches that
 depend on the order of merging, such as KLL and t-digest, would make the schema depend on the parts.
 """
 

@@ -1,6 +1,7 @@
 """Data: schema, encoding, reading of tables, loading of prepared arrays. No JAX."""
 
-from mmoe_jax.data.encoding import Encoder, encode, needed_columns, quantiles, to_features
+from mmoe_jax.data.encoding import Encoder, encode, needed_columns
+from mmoe_jax.data.features import quantiles, to_features
 from mmoe_jax.data.loading import SCHEMA_FILE, SPLITS, StoredSplit, load, memory_budget, verify
 from mmoe_jax.data.manifest import MANIFEST, write_manifest
 from mmoe_jax.data.schema import (

@@ -8,9 +8,7 @@ Shape letters: N rows, M values of a list column.
 """
 
 import dataclasses
-import datetime
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,13 +17,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mmoe_jax.data.values import LARGEST, MISSING, SPACES, numbers_of_array, parse_texts, text_of
 from mmoe_jax.errors import UserError, require
 
-MISSING = ""
-LARGEST = 1e30  # Models compute in float32, where much larger numbers are infinite.
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _FIRST = np.zeros(1, np.int64)
-_SPACES = " \t\r\n\v\f\xa0"
 
 
 class Factor(NamedTuple):
@@ -188,7 +183,7 @@ class Table:
     values = self.columns[column]
     if not isinstance(values, list) and not _is_list(values.type):
       factor = self.factor(column)
-      parts = [[t.strip(_SPACES) for t in text.split(separator)] for text in factor.texts()]
+      parts = [[t.strip(SPACES) for t in text.split(separator)] for text in factor.texts()]
       distinct, flat = _index_of([t for part in parts for t in part])
       lengths = np.array([len(part) for part in parts], np.int64)
       starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]
@@ -210,18 +205,18 @@ class Table:
     values = self.columns[column]
     if not isinstance(values, list) and not _is_text(values.type):
       try:
-        return _numbers_of_array(values)
+        return numbers_of_array(values)
       except pa.ArrowException as error:
         raise UserError(
           f"{self.where}, column '{column}': has the type {values.type}, must hold numbers"
         ) from error
     if not isinstance(values, list) and pa.types.is_string(values.type) and not self.missing:
       # Mostly different values: parsed without looking for equal ones.
-      parsed, good = _parse_texts(pc.utf8_trim(values, _SPACES).fill_null(MISSING))
+      parsed, good = parse_texts(pc.utf8_trim(values, SPACES).fill_null(MISSING))
       if good.all():
         return parsed
     factor = self.factor(column)
-    parsed, good = _parse_texts(factor.values)
+    parsed, good = parse_texts(factor.values)
     bad = ~good[factor.codes]
     if bad.any():
       texts = factor.texts()
@@ -272,30 +267,6 @@ def to_table(rows: Any, where: str = "the table") -> Table:
   return from_rows(rows, where)
 
 
-def text_of(value: Any) -> str:
-  """Returns a value as text, see the module's docstring."""
-  if isinstance(value, str):
-    return value.strip(_SPACES)
-  if value is None or value is pd.NaT or value is pd.NA:
-    return MISSING
-  if isinstance(value, np.generic):
-    if isinstance(value, np.floating):
-      return MISSING if np.isnan(value) else _float_text(str(value), float(value))
-    value = value.item()
-  if isinstance(value, float):
-    return MISSING if math.isnan(value) else repr(value)
-  if isinstance(value, bytes):
-    return value.decode("utf-8", "replace").strip(_SPACES)
-  if isinstance(value, datetime.datetime):
-    return value.isoformat(sep=" ")
-  return str(value)
-
-
-def _float_text(shortest: str, value: float) -> str:
-  """Returns the text of a float32: its shortest digits in the notation of Python's floats."""
-  return repr(float(shortest)) if math.isfinite(value) else repr(value)
-
-
 def _combined(column: pa.Array | pa.ChunkedArray) -> pa.Array:
   if isinstance(column, pa.ChunkedArray):
     column = column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column
@@ -341,7 +312,7 @@ def _factor_array(array: pa.Array) -> Factor:
   codes = encoded.indices
   codes_N = np.asarray(codes.fill_null(-1) if codes.null_count else codes).astype(np.int64)
   if _is_text(values.type) and not pa.types.is_null(values.type):
-    texts = pc.utf8_trim(values.cast(pa.string()), _SPACES)
+    texts = pc.utf8_trim(values.cast(pa.string()), SPACES)
     if texts.null_count:
       texts = texts.fill_null(MISSING)
   elif pa.types.is_integer(values.type):
@@ -375,47 +346,3 @@ def _without_missing(rows: np.ndarray, values: Factor) -> Lists:
     return Lists(rows, values)
   keep = is_value[values.codes]
   return Lists(rows[keep], Factor(values.codes[keep], values.values))
-
-
-def _parse_texts(texts: list[str] | pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
-  """Parses texts as float64, correctly rounded.
-
-  Returns:
-    The numbers, NaN for missing ones, and whether each text is a finite number or missing.
-  """
-  if not isinstance(texts, list):
-    try:
-      known = pc.if_else(pc.equal(texts, MISSING), pa.scalar(None, pa.string()), texts)
-      parsed = known.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
-      good = np.isfinite(parsed) | np.asarray(pc.is_null(known))
-      return parsed, good
-    except pa.ArrowInvalid:
-      texts = texts.to_pylist()
-  is_number = [bool(_NUMBER.fullmatch(text)) for text in texts]
-  parsed = np.array(
-    [float(t) if is_one else math.nan for t, is_one in zip(texts, is_number, strict=True)]
-  )
-  good = np.array([one or t == MISSING for t, one in zip(texts, is_number, strict=True)], bool)
-  return parsed, good & ~np.isinf(parsed)
-
-
-def _numbers_of_array(array: pa.Array) -> np.ndarray:
-  """Converts an array of numbers or booleans to float64, NaN where null.
-
-  Raises:
-    ArrowException: for an array of anything else.
-  """
-  if pa.types.is_dictionary(array.type):
-    array = array.dictionary_decode()
-  if pa.types.is_float32(array.type) or pa.types.is_float16(array.type):
-    # The decimals that the number was most likely written with, as a CSV file would hold them.
-    values = array.to_numpy(zero_copy_only=False)
-    distinct, codes = np.unique(values, return_inverse=True)
-    parsed = np.array([float(str(v)) for v in distinct], np.float64)
-    return parsed[codes]
-  if pa.types.is_boolean(array.type):
-    array = array.cast(pa.int8())
-  if pa.types.is_temporal(array.type):
-    raise pa.ArrowInvalid("a time is not a number")
-  array = array.cast(pa.float64(), safe=False)
-  return array.to_numpy(zero_copy_only=False).astype(np.float64)

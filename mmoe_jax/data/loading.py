@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from mmoe_jax.data import manifest, remote_copy, shards
-from mmoe_jax.data.encoding import cross_ids, id_dtype, stack, to_features
+from mmoe_jax.data.encoding import cross_ids, id_dtype, stack
+from mmoe_jax.data.features import to_features
 from mmoe_jax.data.schema import EncodedRows, Schema, Split
 from mmoe_jax.data.selection import add_crosses, crosses_of, select
 from mmoe_jax.data.storage import restore_schema

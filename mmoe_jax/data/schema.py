@@ -77,7 +77,7 @@ class NumericFeature:
     std: their standard deviation.
     transform: `log1p`, for amounts of at least 0, `identity`, or `quantile`: the share of train
       rows with a smaller value, interpolated between `points`.
-    has_missing: whether train rows lack values; otherwise a missing value is an error.
+    has_missing: whether train rows have missing values; otherwise a missing value is an error.
     points: ascending values of the quantiles i / (len(points) - 1).
     edges: ascending ends of the pieces.
   """

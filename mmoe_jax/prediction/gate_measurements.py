@@ -20,6 +20,7 @@ from mmoe_jax.workdir import contract, logs
 
 COLUMNS = ("age", "sex", "education")  # Default columns, where the data has them.
 _EDGES = {"age": (16, 25, 35, 45, 55, 65)}  # Lower ends of a column's ranges, from the second.
+_FEW_VALUES = 20  # Of a column that rows are grouped by, where the data has none of COLUMNS.
 _MAX_SINGLE_NUMBERS = 10  # More distinct numbers are grouped into ranges.
 
 
@@ -37,7 +38,7 @@ def measure_gates(
     data_dir: prepared data; empty for that of the run.
     split: one of data.SPLITS.
     by: columns of the prepared data by which rows are grouped, also such that are no features of
-      the run; None for those of COLUMNS that exist.
+      the run; None for those of COLUMNS that exist, or the first ones of few values.
     member: member, if the run is a population.
 
   Returns:
@@ -160,7 +161,9 @@ def _group_rows(
   categories = [feature.name for feature in schema.id_features if feature.kind == "category"]
   numbers = [feature.name for feature in schema.numeric]
   known = [*categories, *numbers]
-  by = [column for column in COLUMNS if column in known] if by is None else by
+  if by is None:
+    few = [f.name for f in schema.id_features if f.name in categories and f.size <= _FEW_VALUES]
+    by = [column for column in COLUMNS if column in known] or few[: len(COLUMNS)]
   for column in by:
     require_known(column, known, "a column in --by")
 

@@ -64,7 +64,7 @@ class Predictor:
 
   @property
   def identity(self) -> list[Any]:
-    """What the scores depend on, besides the rows: digests and epoch of the checkpoint."""
+    """Digests and epoch of the checkpoint, which the scores depend on, and the member."""
     return [contract.digests_of(self.workdir), self.epoch, self.member]
 
   def __call__(self, rows: Any, where: str = "the table") -> pd.DataFrame:

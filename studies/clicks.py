@@ -1,0 +1,146 @@
+"""Compares models on simulated clicks with each other and with the best possible AUC.
+
+  python -m studies.clicks --out runs/clicks_study
+
+Simulates a million impressions (data_prep/clicks.py) in --out, trains a population of seeds of each
+model with the same settings, and writes `table.md` and `table.json`. The best possible AUC is that
+of the true probabilities on the same test rows. Intervals are over seeds and test rows.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from absl import flags
+
+from configs import tabular
+from data_prep import clicks, preparation, splitting
+from data_prep.spec import read_spec
+from mmoe_jax import cache, commands, data, parallel
+from mmoe_jax.errors import require
+from mmoe_jax.files import write_atomically
+from mmoe_jax.prediction.predictor import Predictor
+from studies import resumable, statistics
+
+MODELS = ("shared_bottom", "mmoe", "ple", "aitm", "esmm")
+BASELINE = "mmoe"
+TRUTH = {"click": "p_click", "purchase": "p_purchase"}
+
+
+def prepare(folder: str, users: int, items: int) -> str:
+  """Simulates and prepares one file of impressions, unless it is there; returns the folder."""
+  prepared = os.path.join(folder, "data")
+  if not os.path.exists(os.path.join(prepared, data.SCHEMA_FILE)):
+    log = os.path.join(folder, "log")
+    paths = clicks.write_log(log, clicks.ROWS_PER_FILE, 0, users, items)
+    spec = read_spec(clicks.SPEC)
+    preparation.prepare(spec, splitting.splitters_of(spec.split, {"input": paths}), prepared)
+  return prepared
+
+
+def config_of(model: str, prepared: str) -> Any:
+  """Returns the settings of a model: the same for all, selected on validation rows with MMoE."""
+  config = tabular.get_config(f"{model},data={prepared},tasks=click+purchase")
+  config.train.epochs = 3
+  config.select.patience = 0
+  config.select.tasks = ("purchase",)
+  for group in ("dense", "embedding"):
+    config.optimizer[group].learning_rate = 2e-3
+  return config
+
+
+def true_scores(folder: str, prepared: str) -> dict[str, np.ndarray]:
+  """Returns task -> true probability of each test row."""
+  log = pq.read_table(os.path.join(folder, "log"), columns=list(TRUTH.values()))
+  rows = np.load(os.path.join(prepared, "test", "rows.npy"))
+  return {task: log[column].to_numpy()[rows] for task, column in TRUTH.items()}
+
+
+def scores_of(workdir: str, members: int, features: Mapping[str, np.ndarray]) -> np.ndarray:
+  """Returns the scores (M, N, T) of test rows by each member of a population."""
+  found = []
+  for member in range(members):
+    scores = Predictor(workdir, member).score(features)
+    found.append(np.stack([scores[task] for task in TRUTH], axis=1))
+  return np.stack(found)
+
+
+def summarise(
+  scores: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray], labels_NxT: np.ndarray
+) -> list[dict[str, Any]]:
+  """Computes AUC, distance to the best possible one and to BASELINE, of each model and task.
+
+  Args:
+    scores: model -> (M, N, T) scores of the same seeds and rows.
+    truth: task -> (N,) true probabilities.
+    labels_NxT: labels of the rows.
+  """
+  rows = []
+  for t, task in enumerate(TRUTH):
+    best = statistics.placements(truth[task], labels_NxT[:, t])
+    rows.append({"task": task, "model": "true probabilities", "auc": best.auc})
+    placed, aucs = {}, {}
+    for model, scores_MxNxT in scores.items():
+      placed[model] = statistics.mean_placements(scores_MxNxT[:, :, t], labels_NxT[:, t])
+      aucs[model] = np.array(
+        [statistics.placements(s[:, t], labels_NxT[:, t]).auc for s in scores_MxNxT]
+      )
+    for model in scores:
+      own = statistics.over_seeds(aucs[model], statistics.auc_variances(placed[model]))
+      short = statistics.over_seeds(
+        best.auc - aucs[model], statistics.auc_variances(best, placed[model])
+      )
+      row = {"task": task, "model": model, "auc": own.value, "half": own.half}
+      row |= {"short": short.value, "half_short": short.half}
+      if model != BASELINE:
+        pair = statistics.auc_variances(placed[model], placed[BASELINE])
+        difference = statistics.over_seeds(aucs[model] - aucs[BASELINE], pair)
+        row |= {"difference": difference.value, "half_difference": difference.half}
+      rows.append(row)
+  return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+  """Formats the rows as Markdown."""
+  lines = [
+    f"| task | model | test AUC | below the best possible | minus {BASELINE} |",
+    "|---|---|---|---|---|",
+  ]
+  for row in rows:
+    cells = [f"{row['auc']:.4f}" + (f" ± {row['half']:.4f}" if row.get("half") else "")]
+    for key in ("short", "difference"):
+      value, half = row.get(key), row.get(f"half_{key}")
+      cells.append("" if value is None else f"{value:.4f} ± {half:.4f}")
+    lines.append(f"| {row['task']} | {row['model']} | {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+  """Trains the populations and writes the table."""
+  del argv
+  require(_SEEDS.value >= 2, f"--seeds={_SEEDS.value}: must be at least 2, for intervals")
+  cache.keep_programs()
+  parallel.warn_of_unused_accelerator()
+  prepared = prepare(_OUT.value, _USERS.value, _ITEMS.value)
+  members = [{"seed": seed} for seed in range(_SEEDS.value)]
+  _, splits = data.load(prepared, tuple(TRUTH), "", "both")
+  test, scores = splits["test"], {}
+  for model in MODELS:
+    workdir = os.path.join(_OUT.value, model)
+    resumable.train(config_of(model, prepared), members, workdir)
+    scores[model] = scores_of(workdir, len(members), test.features)
+  rows = summarise(scores, true_scores(_OUT.value, prepared), test.labels)
+  write_atomically(os.path.join(_OUT.value, "table.json"), json.dumps(rows))
+  write_atomically(os.path.join(_OUT.value, "table.md"), table(rows) + "\n")
+  print(table(rows))
+
+
+if __name__ == "__main__":
+  _OUT = flags.DEFINE_string("out", None, "Folder for the data, runs and tables.", required=True)
+  _SEEDS = flags.DEFINE_integer("seeds", 10, "Seeds of each model.")
+  _USERS = flags.DEFINE_integer("users", 20_000, "Users.")
+  _ITEMS = flags.DEFINE_integer("items", 5_000, "Items.")
+  commands.run(main, resumes=True)
