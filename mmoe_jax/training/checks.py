@@ -179,11 +179,6 @@ def check_members(
   """
   require(len(members) > 0, "a population needs at least one member")
   require(
-    not config.train.memory_gib,
-    f"config.train.memory_gib = {config.train.memory_gib}: must be 0, because populations hold "
-    "their rows in memory",
-  )
-  require(
     not config.train.warm_start,
     f"config.train.warm_start = {config.train.warm_start}: populations start from scratch",
   )
@@ -205,7 +200,8 @@ def check_members(
       )
     check_config(override(config, member), schema)
   for split in splits:
-    check_labels(config, schema, split["train"].labels)
+    if isinstance(split["train"], data.Split):  # Of streamed rows, blocks are checked.
+      check_labels(config, schema, split["train"].labels)
 
 
 def _check_task_weights(weights: Sequence[float], tasks: int) -> None:

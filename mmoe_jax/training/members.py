@@ -41,12 +41,17 @@ class MemberFunctions(NamedTuple):
     init: (seed, settings, features) -> State before the first step.
     epoch: (state, (member, is_active), (data, epoch)) -> (state, (TaskLosses, Assessment)). An
       inactive member keeps its state, and its results are 0.
+    block: (state, (member, is_active), (rows, epoch, block)) -> (state, TaskLosses): the steps of
+      a block of streamed rows.
+    assess: (state, (member, is_active), (data, epoch)) -> (state, Assessment).
     evaluate: ((), (member, variables), data) -> metrics by name.
     evaluate_with_logits: the same -> (metrics, logits (rows padded to chunks, O)).
   """
 
   init: Callable[[Array, Any, Mapping[str, Array]], State]
   epoch: Callable[[State, Any, Any], tuple[State, tuple[TaskLosses, Assessment]]]
+  block: Callable[[State, Any, Any], tuple[State, TaskLosses]]
+  assess: Callable[[State, Any, Any], tuple[State, Assessment]]
   evaluate: Callable[[Any, Any, Any], tuple[dict[str, Array], Logits]]
   evaluate_with_logits: Callable[[Any, Any, Any], tuple[dict[str, Array], Logits]]
 
@@ -80,13 +85,23 @@ def create_member_functions(
       state, assessment = learner.assess(state, arrays["held_out"], number)
       return state, (losses, assessment)
 
-    shapes = jax.eval_shape(train, state)[1]
+    return _if_active(is_active, train, state)
 
-    def skip(state: State) -> tuple[State, tuple[TaskLosses, Assessment]]:
-      return state, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  def block(
+    state: State, member_and_activity: tuple[Member, Array], shared: tuple[Any, Array, Array]
+  ) -> tuple[State, TaskLosses]:
+    (member, is_active), (rows, number, block_number) = member_and_activity, shared
+    learner = learner_of(member.settings)
+    key = fold_in(jax.random.key(member.seed), "epoch", number, block_number)
+    return _if_active(is_active, lambda state: learner.epoch(state, rows, key), state)
 
-    # Under `scan`, members that have stopped cost no time.
-    return jax.lax.cond(is_active, train, skip, state)
+  def assess(
+    state: State, member_and_activity: tuple[Member, Array], shared: tuple[Any, Array]
+  ) -> tuple[State, Assessment]:
+    (member, is_active), (shared_data, number) = member_and_activity, shared
+    learner = learner_of(member.settings)
+    train = lambda state: learner.assess(state, shared_data["held_out"], number)
+    return _if_active(is_active, train, state)
 
   def evaluate_member(
     _: Any, member_and_variables: tuple[Member, Any], shared_data: Any, with_logits: bool
@@ -101,6 +116,21 @@ def create_member_functions(
   return MemberFunctions(
     init=init,
     epoch=epoch,
+    block=block,
+    assess=assess,
     evaluate=lambda *arguments: evaluate_member(*arguments, with_logits=False),
     evaluate_with_logits=lambda *arguments: evaluate_member(*arguments, with_logits=True),
   )
+
+
+def _if_active(
+  is_active: Array, train: Callable[[State], tuple[State, Any]], state: State
+) -> tuple[State, Any]:
+  """Returns train(state) for an active member, otherwise the state and results of 0."""
+  shapes = jax.eval_shape(train, state)[1]
+
+  def skip(state: State) -> tuple[State, Any]:
+    return state, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+  # Under `scan`, members that have stopped cost no time.
+  return jax.lax.cond(is_active, train, skip, state)

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +20,14 @@ from mmoe_jax.errors import UserError, require
 from mmoe_jax.evaluation import evaluate
 from mmoe_jax.files import save_array
 from mmoe_jax.models import layers
-from mmoe_jax.training import checks, records
+from mmoe_jax.training import records
 from mmoe_jax.training.checks import Override
 from mmoe_jax.training.learner import Assessment
-from mmoe_jax.training.members import Member, MemberFunctions, create_member_functions
+from mmoe_jax.training.population_program import Population, Splits, compile_population, place
 from mmoe_jax.training.step import State, TaskLosses
-from mmoe_jax.training.train_rows import make_batch, steps_per_epoch
 from mmoe_jax.workdir import checkpoint, contract, logs, progress
 
 Array = jax.Array
-Splits = Sequence[Mapping[str, data.Split]]
 
 
 def train_population(
@@ -114,7 +112,9 @@ def train_population(
 def _load(config: Any) -> tuple[str, data.Schema, Splits]:
   """Verifies and loads the data that all members share."""
   data_digest = data.verify(config.data_dir)
-  schema, splits = data.load(config.data_dir, **config.data)
+  schema, splits = data.load(
+    config.data_dir, **config.data, budget=data.memory_budget(config.train.memory_gib)
+  )
   return data_digest, schema, [splits]
 
 
@@ -142,127 +142,6 @@ def _print_summary(population: "Population", workdir: str) -> None:
 
 def _parameter_count(population: "Population") -> int:
   return layers.parameter_count(population.states.params) // population.placement.padded
-
-
-class Population(NamedTuple):
-  """Compiled population: its functions, initial states and data.
-
-  Attributes:
-    config: settings that members share.
-    members: settings of each member.
-    tasks: names of the tasks.
-    train_rows: rows per epoch of one member.
-    splits: data of all members, or of each.
-    placement: which member is on which device.
-    states: State before the first step with a leading axis of members, sharded.
-    arrays: their seeds, settings and own data, sharded.
-    shared: data of all members, on every device; empty if each has its own.
-    functions: the functions of one member.
-    train_epoch: (states, epoch, active_M) -> (states, TaskLosses (M, S, T) and Assessment (M, …) on
-      the host).
-    at_once: number of members per device that share each operation; 0 chooses.
-  """
-
-  config: Any
-  members: Sequence[Override]
-  tasks: Sequence[str]
-  train_rows: int
-  splits: Splits
-  placement: parallel.Members
-  states: State
-  arrays: Member
-  shared: Mapping[str, Any]
-  functions: MemberFunctions
-  train_epoch: Callable[[State, int, Sequence[bool]], tuple[State, TaskLosses, Assessment]]
-  at_once: int
-
-  def release(self) -> None:
-    """Frees the data on the devices, which compiled functions would keep alive."""
-    jax.tree.map(lambda a: a.delete(), (self.arrays.data, self.shared))
-
-
-def compile_population(
-  config: Any, members: Sequence[Override], schema: data.Schema, splits: Splits, at_once: int = 0
-) -> Population:
-  """Validates the members, places their data and compiles their training.
-
-  Args:
-    config: settings that members share.
-    members: settings of each member, see `train_population`.
-    schema: features and tasks of the runs.
-    splits: data of all members (one item), or of each.
-    at_once: see `train_population`.
-
-  Raises:
-    UserError: for impossible settings, or labels that do not fit the model.
-  """
-  checks.check_members(config, members, schema, splits)
-  train_rows = len(splits[0]["train"])
-  placement = parallel.Members(len(members), config.train.devices)
-  functions = create_member_functions(config, schema, steps_per_epoch(config, train_rows))
-  train = [make_batch(each["train"], config) for each in splits]
-  held_out = [evaluate.make_eval_batch(each["validation"], all_views=False) for each in splits]
-  own_data, shared_data = _place(placement, {"train": train, "held_out": held_out})
-  seeds_M = [np.uint32(member.get("seed", config.seed)) for member in members]
-  settings_M = [_settings(member) for member in members]
-  one_row = {name: a[:1] for name, a in train[0].features.items()}
-  states = placement.init(
-    functions.init,
-    [(seed, settings, one_row) for seed, settings in zip(seeds_M, settings_M, strict=True)],
-  )
-  arrays = Member(
-    placement.shard(np.array(seeds_M)),
-    placement.shard({k: np.stack([s[k] for s in settings_M]) for k in settings_M[0]}),
-    own_data,
-  )
-
-  def arguments(epoch: int, active_M: Sequence[bool]) -> tuple[Any, Any]:
-    member = (arrays, placement.shard(np.array(active_M)))
-    return member, (shared_data, placement.replicate(np.int32(epoch)))
-
-  program = placement.compile(
-    functions.epoch, states, *arguments(0, [True] * len(members)), at_once
-  )
-
-  def train_epoch(
-    states: State, epoch: int, active_M: Sequence[bool]
-  ) -> tuple[State, TaskLosses, Assessment]:
-    states, outputs = program(states, *arguments(epoch, active_M))
-    return states, *placement.unshard(outputs)
-
-  return Population(
-    config=config,
-    members=members,
-    tasks=[task.name for task in schema.tasks],
-    train_rows=train_rows,
-    splits=splits,
-    placement=placement,
-    states=states,
-    arrays=arrays,
-    shared=shared_data,
-    functions=functions,
-    train_epoch=train_epoch,
-    at_once=at_once,
-  )
-
-
-def _settings(member: Override) -> dict[str, np.ndarray]:
-  return {k: np.array(v, np.float32) for k, v in member.items() if k != "seed"}
-
-
-def _place(
-  placement: parallel.Members, trees: Mapping[str, list[Any]]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Places data on the devices: (each member's own, shared by all), one of them empty.
-
-  Args:
-    placement: which member is on which device.
-    trees: name -> one tree for all members, or a tree for each.
-  """
-  if all(len(each) == 1 for each in trees.values()):
-    return {}, placement.replicate({name: each[0] for name, each in trees.items()})
-  stacked = {k: jax.tree.map(lambda *a: np.stack(a), *each) for k, each in trees.items()}
-  return placement.shard(stacked), {}
 
 
 def _find_active(
@@ -333,11 +212,12 @@ def _evaluate(
   for m, member in enumerate(population.members):
     error = {"error": errors_M[m]} if m in errors_M else {}
     counts = {"train_rows": population.train_rows, "parameters": parameters}
-    results.append({"member": dict(member), "notes": {}} | error | counts)
+    notes = {"notes": dict(population.notes)}
+    results.append({"member": dict(member)} | notes | error | counts)
   programs: dict[Any, Callable] = {}
   for name in report_on:
     batches = [evaluate.make_eval_batch(each[name]) for each in population.splits]
-    own_data, shared_data = _place(placement, {"held_out": batches})
+    own_data, shared_data = place(placement, {"held_out": batches})
     member = (population.arrays._replace(data=own_data), states.best.variables)
     with_logits = name in save_logits
     # Validation and test rows often have the same shapes, and then share a program.

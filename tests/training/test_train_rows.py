@@ -208,11 +208,28 @@ def test_a_resumed_streamed_run_is_bitwise_identical(config, stored, tmp_path):
   leaves_equal(*(restored(tmp_path / name, config) for name in ("whole", "cut")))
 
 
+def test_a_streamed_population_trains_on_the_blocks_of_a_streamed_run(config, stored, tmp_path):
+  config.train.memory_gib = budget_for(400, stored)
+  config.train.epochs = 2
+  config.data.crosses = ("sex#race",)
+  alone = loop.train_and_evaluate(config, str(tmp_path / "alone"))
+  members = [{"seed": config.seed}, {"seed": 7}]
+  results = population.train_population(config, members, str(tmp_path / "members"))
+  for split in ("train", "validation", "test"):
+    assert results[0][split] == alone[split]
+    assert results[1][split] != alone[split]
+  assert results[0]["notes"]["train"] == alone["notes"]["train"]
+  with open(tmp_path / "members" / "metrics.jsonl", encoding="utf-8") as file:
+    losses = [json.loads(line)["loss"][0] for line in file]
+  with open(tmp_path / "alone" / "metrics.jsonl", encoding="utf-8") as file:
+    assert losses == [json.loads(line)["loss"] for line in file]
+
+
 def test_impossible_streaming_is_refused(config, stored, tmp_path):
   config.train.memory_gib = budget_for(100, stored)
   with pytest.raises(UserError, match="must hold 4 blocks of one batch of 128 rows; increase it"):
     loop.train_and_evaluate(config, str(tmp_path / "w"))
-  with pytest.raises(UserError, match="must be 0, because populations hold their rows in memory"):
+  with pytest.raises(UserError, match="must hold 4 blocks of one batch of 128 rows; increase it"):
     population.train_population(config, [{"seed": 0}], str(tmp_path / "w"))
   config.train.memory_gib = -1.0
   with pytest.raises(UserError, match=r"memory_gib = -1.0: must be at least 0"):
