@@ -55,7 +55,9 @@ def config_of(model: str, prepared: str) -> Any:
 def true_scores(folder: str, prepared: str) -> dict[str, np.ndarray]:
   """Returns task -> true probability of each test row."""
   log = pq.read_table(os.path.join(folder, "log"), columns=list(TRUTH.values()))
-  rows = np.load(os.path.join(prepared, "test", "rows.npy"))
+  schema = data.restore_schema(os.path.join(prepared, data.SCHEMA_FILE))
+  folders = [os.path.join(prepared, name) for name in data.shard_names(schema, "test")]
+  rows = np.concatenate([np.load(os.path.join(folder, "rows.npy")) for folder in folders])
   return {task: log[column].to_numpy()[rows] for task, column in TRUTH.items()}
 
 

@@ -18,7 +18,7 @@ from mmoe_jax.data.schema import (
   Task,
 )
 from mmoe_jax.data.selection import NUMERIC_FORMS, add_crosses, select
-from mmoe_jax.data.shards import Shards
+from mmoe_jax.data.shards import Shards, shard_names
 from mmoe_jax.data.storage import FORMAT_VERSION, restore_schema, save_schema
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
   "restore_schema",
   "save_schema",
   "select",
+  "shard_names",
   "to_features",
   "verify",
   "write_manifest",

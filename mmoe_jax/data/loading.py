@@ -156,7 +156,7 @@ def verify(directory: str) -> str:
   except UserError:
     manifest.verify(directory, [SCHEMA_FILE])  # Damage is a better reason than its effect.
     raise
-  folders = [name for split in SPLITS for name in shards.names_of(schema, split)]
+  folders = [name for split in SPLITS for name in shards.shard_names(schema, split)]
   fields = [field for field in shards.FIELDS if field != "slices"]
   names = [f"{folder}/{field}.npy" for folder in folders for field in fields]
   if os.path.exists(os.path.join(directory, *folders[0].split("/"), "slices.npy")):

@@ -19,7 +19,7 @@ CHUNK = 1 << 16  # Rows that are in memory at a time, where the split may exceed
 _SCHEMA_FILE = "schema.json"
 
 
-def names_of(schema: Schema, split: str) -> list[str]:
+def shard_names(schema: Schema, split: str) -> list[str]:
   """Returns the folders of a split's shards, relative to the folder of the data, with `/`."""
   rows = schema.counts.get(split, {}).get("shards", ())
   return [f"{split}/{i:05d}" for i in range(len(rows))] if len(rows) > 1 else [split]
@@ -44,7 +44,7 @@ class Shards:
       UserError: if an array is broken, or does not fit the others.
     """
     self._where, self._schema = f"{directory}/{split}", schema
-    self._folders = [os.path.join(directory, *n.split("/")) for n in names_of(schema, split)]
+    self._folders = [os.path.join(directory, *n.split("/")) for n in shard_names(schema, split)]
     kinds = {"ids": ("u", 2), "numbers": ("uif", 2), "labels": ("f", 2), "weights": ("f", 1)}
     # Data of format version 2 has no array of slices; they are conditions on numbers.
     self._has_slices = os.path.exists(os.path.join(self._folders[0], "slices.npy"))

@@ -55,7 +55,7 @@ def joined(directory, field):
   arrays, rows = [], []
   for split in data.SPLITS:
     schema = data.restore_schema(os.path.join(directory, "schema.json"))
-    for name in data.shards.names_of(schema, split):
+    for name in data.shard_names(schema, split):
       arrays.append(np.load(os.path.join(directory, name, f"{field}.npy")).astype(np.float64))
       rows.append(np.load(os.path.join(directory, name, "rows.npy")))
   order = np.argsort(np.concatenate(rows), kind="stable")
