@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import json
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -78,6 +79,7 @@ def prepare(
       rows, schema = _first_pass(spec, jobs, folder, run, progress, sources or {}, names)
       jobs = _with_folders(jobs, rows, folder, out)
       shards = _second_pass(jobs, folder, run, progress)
+      _report_dropped(schema, shards)
       schema = dataclasses.replace(schema, counts=_counts(schema, rows, shards))
       _finish(schema, shards, folder, out)
   return schema
@@ -279,6 +281,19 @@ def encode_part(job: PartJob, reader: Callable[..., Any] | None = None) -> dict[
       record["files"] |= arrays.store(encoded, lines - 1, job.folders[split], split)
       record["counts"][split] = arrays.count(schema, encoded.labels)
   return record
+
+
+def _report_dropped(schema: data.Schema, records: Sequence[Mapping[str, Any]]) -> None:
+  """Prints how many values of lists were left out."""
+  for feature in schema.id_features:
+    column = feature.sources[0]
+    count = sum(record["dropped"].get(column, 0) for record in records)
+    if count and feature.kind == "list":
+      print(
+        f"note: column '{column}': {count:,} values beyond the first {feature.length} of their row "
+        "are left out; a larger `length` in the spec keeps more",
+        file=sys.stderr,
+      )
 
 
 def _counts(
