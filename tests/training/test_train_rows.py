@@ -208,6 +208,7 @@ def test_a_resumed_streamed_run_is_bitwise_identical(config, stored, tmp_path):
   leaves_equal(*(restored(tmp_path / name, config) for name in ("whole", "cut")))
 
 
+@pytest.mark.slow
 def test_a_streamed_population_trains_on_the_blocks_of_a_streamed_run(config, stored, tmp_path):
   config.train.memory_gib = budget_for(400, stored)
   config.train.epochs = 2
