@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 from mmoe_jax.data.values import LARGEST, MISSING, SPACES, numbers_of_array, parse_texts, text_of
 from mmoe_jax.errors import UserError, require
 
-_FIRST = np.zeros(1, np.int64)
+SINGLE = np.zeros(1, np.int64)  # Codes of every column of a single row.
+SINGLE.setflags(write=False)
 
 
 class Factor(NamedTuple):
@@ -292,7 +293,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 def _factor_list(values: Sequence[Any]) -> Factor:
   if len(values) == 1:
-    return Factor(_FIRST, [text_of(values[0])])
+    return Factor(SINGLE, [text_of(values[0])])
   distinct, codes = _index_of([text_of(value) for value in values])
   return Factor(np.asarray(codes, np.int64), distinct)
 

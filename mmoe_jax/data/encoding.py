@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmoe_jax.data.columns import MISSING, Factor, Table, to_table
+from mmoe_jax.data.columns import MISSING, SINGLE, Factor, Table, to_table
 from mmoe_jax.data.conditions import evaluate, parse_condition
 from mmoe_jax.data.schema import TIME_PARTS, UNKNOWN, EncodedRows, IdFeature, Schema, Task
 
@@ -111,6 +111,11 @@ class Encoder:
       return self._ids_of_lists(feature, table, unknown, dropped)
     if feature.name in self._vocabularies:
       factor = table.factor(column)
+      if factor.codes is SINGLE and feature.kind == "category":
+        found = self._vocabularies[feature.name].single(factor.texts()[0])
+        if not found[0]:
+          _count_unknown(found, factor, column, unknown)
+        return found
       of_value = self._vocabularies[feature.name].ids(factor)
       if feature.kind == "category" and not of_value.all():
         _count_unknown(of_value[factor.codes], factor, column, unknown)
@@ -155,6 +160,10 @@ class _Vocabulary:
   @functools.cached_property
   def _array(self) -> pa.Array:
     return pa.array(self._feature.values, pa.string())
+
+  def single(self, value: str) -> np.ndarray:
+    """Returns the id (1,) of one value, without work that only pays for many."""
+    return np.array((self._index.get(value, UNKNOWN),), np.int64)
 
   def ids(self, factor: Factor) -> np.ndarray:
     """Returns the id of each distinct value."""
