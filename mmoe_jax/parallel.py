@@ -1,7 +1,8 @@
 """Devices and hosts: `jax.pmap`, one program per device, `jax.distributed`.
 
-All other modules are written for one device. Where several devices make a difference, functions
-take an `axis_name`; None means one device and no collectives.
+Models, losses and the training step are written for one device. Where several make a difference,
+they take an `axis_name`; None means one device and no collectives. Callers place arrays through the
+classes here.
 """
 
 import collections

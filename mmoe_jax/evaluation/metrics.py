@@ -14,7 +14,7 @@ Array = jax.Array
 
 
 def auc(logits_N: Array, labels_N: Array, weights_N: Array) -> Array:
-  """Computes the area under the ROC curve: P(score of a positive > of a negative) + P(equal) / 2.
+  """Computes the area under the ROC curve: P(positive scores higher) + P(equal scores) / 2.
 
   Each positive counts the negative weight below its score, and half of that at its score. Scores
   are sorted as integers without their row numbers, five times as fast on a CPU; their ranks follow

@@ -27,7 +27,7 @@ def scramble(x: Array) -> Array:
   return x ^ (x >> 16)
 
 
-def kept_of_256(rate: float | Array) -> int | Array:
+def keep_count(rate: float | Array) -> int | Array:
   """Returns how many of 256 units dropout keeps at a rate, at least 1."""
   if isinstance(rate, jax.Array):
     return 256 - jnp.minimum(jnp.round(rate * 256), 255).astype(jnp.int32)
@@ -44,7 +44,7 @@ def keep_mask(key: Array, kept: int | Array, shape: Sequence[int]) -> Array:
 
   Args:
     key: random key.
-    kept: from 1 to 256, see `kept_of_256`.
+    kept: from 1 to 256, see `keep_count`.
     shape: shape of the mask.
   """
   size = math.prod(shape)

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmoe_jax.models.kernels import keep_mask, kept_of_256
+from mmoe_jax.models.kernels import keep_count, keep_mask
 
 Array = jax.Array
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -25,7 +25,7 @@ NORMS = ("none", "layer", "batch")
 
 
 def is_enabled(setting: float | Array) -> bool:
-  """Returns whether a setting that 0 disables is enabled; a traced one is, its value is unknown."""
+  """Returns whether a setting is above 0. A traced one counts as enabled: its value is unknown."""
   return isinstance(setting, jax.Array) or setting != 0
 
 
@@ -75,7 +75,7 @@ class Dropout(nn.Module):
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
     """Drops units of x, of any shape, in training."""
-    kept = kept_of_256(self.rate)
+    kept = keep_count(self.rate)
     if not train or (isinstance(kept, int) and kept == 256):
       return x
     mask = keep_mask(self.make_rng("dropout"), kept, x.shape)
@@ -196,7 +196,7 @@ class Gate(nn.Module):
     logits = nn.Dense(self.experts, use_bias=False, kernel_init=nn.initializers.normal(0.01))(x)
     open_BxE = None if visible_E is None else jnp.broadcast_to(visible_E[None], logits.shape)
     if train and is_enabled(self.dropout):
-      kept_BxE = keep_mask(self.make_rng("dropout"), kept_of_256(self.dropout), logits.shape)
+      kept_BxE = keep_mask(self.make_rng("dropout"), keep_count(self.dropout), logits.shape)
       visible_BxE = jnp.ones_like(kept_BxE) if open_BxE is None else open_BxE
       left_BxE = visible_BxE & kept_BxE
       open_BxE = jnp.where(left_BxE.any(1, keepdims=True), left_BxE, visible_BxE)

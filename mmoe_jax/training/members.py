@@ -1,6 +1,6 @@
 """Functions of one member of a population, on one device.
 
-Members share the config but for their seed and for floats, which are traced: a `Member` holds them.
+Members share the config except the seed and some floats, which are traced: a `Member` holds these.
 Data is either each member's own or shared; both are dictionaries with disjoint keys.
 """
 

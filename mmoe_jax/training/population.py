@@ -1,7 +1,7 @@
 """Population: many members (seeds, any float of the config) trained as one program.
 
 Members share the shapes of all arrays and may differ in `seed` and in any float. Each has its own
-order of rows, early stopping and best weights, and ends where a separate run would end.
+order of rows, early stopping and best variables, and ends where a separate run would end.
 """
 
 import math

@@ -13,7 +13,7 @@ from mmoe_jax.training.step import TaskLosses
 
 _REMEDY = (
   "lower config.optimizer.*.learning_rate or set config.optimizer.clip_norm. "
-  "The last checkpoint is from before"
+  "The last checkpoint is from an earlier epoch"
 )
 
 

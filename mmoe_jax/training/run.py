@@ -21,8 +21,8 @@ class Run(NamedTuple):
   Attributes:
     state: state before the first step, on the devices. Training donates it.
     train_epoch: (state, epoch) -> (state, TaskLosses (S, T) on the host).
-    assess: (state, held-out EvalArrays, epoch) -> (state, Assessment).
-    evaluate: (variables, EvalArrays) -> metrics by name.
+    assess: (state, held-out EvalBatch, epoch) -> (state, Assessment).
+    evaluate: (variables, EvalBatch) -> metrics by name.
     learner: the pure functions that were compiled.
     rows: train rows.
     devices: devices of the run.

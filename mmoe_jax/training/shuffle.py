@@ -18,7 +18,7 @@ def permutation(key: Array, n: int) -> Array:
 
   A Feistel network is a bijection for any round function, and costs a few operations per row. This
   is the generalized network over pairs (l, r) with l < a, r < b and a·b slightly above n; values of
-  n or more are encrypted again until they are below n. `jax.random.permutation`, which sorts twice,
+  n or more go through the network again until they are below n (cycle walking). `jax.random.permutation`, which sorts twice,
   makes an epoch of configs/census.py 47 % slower on a CPU; it orders few rows here. A permutation
   drawn by NumPy would make it 2 % faster, but would take shuffling out of the compiled epoch.
 
@@ -34,10 +34,10 @@ def permutation(key: Array, n: int) -> Array:
   """
   if n < _FEW:
     return jax.random.permutation(key, n)
-  return encrypt(key, n, jnp.arange(n, dtype=jnp.uint32)).astype(jnp.int32)
+  return permute(key, n, jnp.arange(n, dtype=jnp.uint32)).astype(jnp.int32)
 
 
-def encrypt(key: Array, n: int, numbers: Array) -> Array:
+def permute(key: Array, n: int, numbers: Array) -> Array:
   """Returns the images (uint32) of numbers below n under the permutation of a key."""
   a = math.isqrt(n - 1) + 1  # The square root of n, rounded up; at most 2^15.
   b = -(-n // a)

@@ -1,7 +1,7 @@
 """Task weighting: how the losses of several tasks become one gradient.
 
-All methods minimise sum over k of w_k L_k + penalty and differ in the weights w. Most give a vector
-of weights before the backward pass; GradNorm and PCGrad combine one gradient per task after it.
+Most methods minimise sum over k of w_k L_k + penalty and give the weights w before the backward
+pass. GradNorm and PCGrad need one gradient per task and combine these after it.
 States have fixed shapes and dtypes, so that they can be scanned over steps and mapped over members.
 
 A task without a label in a batch has no loss there, not a loss of 0: its state stays as it is, and
@@ -202,7 +202,7 @@ class GradNormState(NamedTuple):
 
   Attributes:
     weights: (T,) trained weights.
-    first: (T,) first loss of each task; 0 before it.
+    first: (T,) loss of each task in its first step; 0 until then.
     opt_state: the weights' optimizer's, (T, …).
   """
 
@@ -212,8 +212,6 @@ class GradNormState(NamedTuple):
 
 
 _LEAST_WEIGHT = 1e-3
-# Parts of a parameter's path that mark it as one task's own.
-_PRIVATE = ("towers", "gating", "head_")
 
 
 def gradnorm(
@@ -231,8 +229,9 @@ def gradnorm(
   batch.
 
   The paper takes the last shared layer as W. The models here have no such layer in common, so W is
-  every parameter that is not private to a task: embeddings, experts, a shared bottom. Weights are
-  kept above 0.001, so that every task keeps a gradient.
+  every parameter that at least two tasks have a gradient of in this step: embeddings, experts, a
+  shared gate, but no tower. Without any, as in `single_task`, the weights stay 1. Weights are kept
+  above 0.001, so that every task keeps a gradient.
 
   Args:
     base_T: factors of the losses.
@@ -336,7 +335,7 @@ METHODS: dict[str, tuple[Callable[..., TaskWeighting], tuple[str, ...]]] = {
   "gradnorm": (gradnorm, ("alpha", "learning_rate")),
   "pcgrad": (pcgrad, ()),
 }
-# Methods that divide by each task's loss or gradient, so that base weights must be above 0.
+# Methods that fit each weight to the task's loss or gradient: a base weight of 0 has no solution.
 BALANCING = ("uncertainty", "gradnorm")
 
 
@@ -368,9 +367,9 @@ def _products(leaves: Sequence[Array], tasks: int) -> Array:
 
 
 def _shared(task_grads: Any) -> list[Array]:
-  """Returns the leaves that are not private to one task."""
-  return [
-    leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(task_grads)
-    if not any(word in jax.tree_util.keystr(path) for word in _PRIVATE)
-  ]
+  """Returns the leaves (T, …), with 0 for parameters of which one task alone has a gradient."""
+
+  def select(leaf: Array) -> Array:
+    return jnp.where((leaf != 0).sum(0) > 1, leaf, 0.0)
+
+  return [select(leaf) for leaf in jax.tree.leaves(task_grads)]

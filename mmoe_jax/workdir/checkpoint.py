@@ -224,7 +224,7 @@ class Checkpoints:
     """Reads items of a checkpoint: (items, None), or (None, why it cannot be read).
 
     For a broken file, threads of orbax and tensorstore print up to 200 lines, some of them when the
-    error is forgotten, so it is forgotten here.
+    exception is deleted. It is deleted here, while output is suppressed.
     """
     with _quiet():
       try:

@@ -29,7 +29,7 @@ def test_masks_are_random_and_independent():
   """Shares are correct; units, steps and experts are independent."""
   rate, shape = 0.3, (64, 500)
   keys = jax.random.split(jax.random.key(int(reference.fresh_rng().integers(2**31))), 40)
-  kept = kernels.kept_of_256(rate)
+  kept = kernels.keep_count(rate)
   masks = np.stack([kernels.keep_mask(key, kept, shape) for key in keys]).astype(float)
   share = kept / 256
   deviation = np.sqrt(share * (1 - share))

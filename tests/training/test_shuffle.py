@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mmoe_jax.training.shuffle import encrypt, permutation
+from mmoe_jax.training.shuffle import permutation, permute
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_billion_rows_stay_in_range():
   # The network at the largest size, on some of the numbers.
   n = 2**30
   some = np.unique(np.random.default_rng(0).integers(0, n, 100_000)).astype(np.uint32)
-  moved = np.asarray(jax.jit(lambda key: encrypt(key, n, some))(jax.random.key(1)))
+  moved = np.asarray(jax.jit(lambda key: permute(key, n, some))(jax.random.key(1)))
   assert (moved < n).all()
   assert len(np.unique(moved)) == len(some)
   assert stats.kstest(moved / n, "uniform").pvalue > 1e-3

@@ -12,6 +12,8 @@ import numpy as np
 import optax
 import pytest
 
+from configs import census
+from mmoe_jax import models
 from mmoe_jax.errors import UserError
 from mmoe_jax.training import checks, task_weighting
 from mmoe_jax.training.step import Batch, Best, State, make_train_step
@@ -314,7 +316,7 @@ def test_a_single_task_trains_as_without_weighting(name):
 
 def test_gradnorm_equalises_gradient_norms_of_shared_parameters():
   # Two tasks whose gradients differ a thousandfold and never change: norms meet, at alpha 0.
-  model = LinearModel(jnp.float32([[10.0, 0.0, 0, 0, 0], [0.0, 0.01, 0, 0, 0]]))
+  model = LinearModel(jnp.float32([[10.0, 10.0, 0, 0, 0], [0.01, -0.01, 0, 0, 0]]))
   settings = {"name": "gradnorm", "alpha": 0.0, "learning_rate": 0.01}
   weighting = task_weighting.create_task_weighting(settings, (1.0, 1.0), KINDS[:2], 1)
   params = {"experts": jnp.zeros(2), "towers": jnp.zeros(3)}
@@ -327,10 +329,51 @@ def test_gradnorm_equalises_gradient_norms_of_shared_parameters():
   assert weights[0] < 0.05 < 1.9 < weights[1]
 
 
-def test_gradnorm_leaves_layers_of_a_single_task_out_of_the_norm():
-  names = ("embedding", "experts", "towers", "gating", "head_0", "head_1")
-  grads = {name: jnp.full((2, 3), float(i)) for i, name in enumerate(names)}
-  assert [int(leaf[0, 0]) for leaf in task_weighting._shared(grads)] == [0, 1]
+# Parameters of each model by the tasks that have a gradient of them: of both, or of one only.
+@pytest.mark.parametrize(
+  ("name", "shared", "private"),
+  [
+    ("single_task", (), ("embedding", "bottoms", "towers")),
+    ("omoe", ("embedding", "experts", "gating"), ("towers",)),
+    ("mmoe", ("embedding", "experts"), ("gating", "towers")),
+    ("ple", ("embedding", "experts_1", "shared_gating_1"), ("gating_1", "gating_2", "towers")),
+    ("aitm", ("embedding",), ("towers", "transfer_1")),
+  ],
+)
+def test_gradnorm_compares_gradients_of_shared_parameters_only(name, shared, private):
+  rng = reference.fresh_rng()
+  sizes = {"feature_sizes": (5, 4), "outputs": (1, 1), "embedding_dims": (4, 4)}
+  model = models.MODELS[name](**sizes, **census.MODELS[name])
+  features = {
+    "ids": rng.integers(1, 4, (64, 2)).astype(np.uint8),
+    "numeric": rng.normal(size=(64, 3)).astype(np.float32),
+  }
+  params = model.init(jax.random.key(0), features)["params"]
+  loss = lambda params: (model.apply({"params": params}, features, train=False) ** 2).sum(0)
+  grads = jax.jacrev(loss)(params)
+  kept = dict(zip(sorted(params), shared_by_part(grads), strict=True))
+  for part in shared:
+    assert kept[part] > 0.5, part
+  for part in private:
+    assert kept[part] == 0, part
+
+
+def shared_by_part(grads):
+  """Returns how much of each part's gradient, by its absolute sum, counts as shared."""
+  total = lambda leaves: float(sum(jnp.abs(leaf).sum() for leaf in leaves))
+  return [
+    total(task_weighting._shared(grads[part])) / total(jax.tree.leaves(grads[part]))
+    for part in sorted(grads)
+  ]
+
+
+def test_gradnorm_keeps_its_weights_where_nothing_is_shared():
+  model = LinearModel(jnp.float32([[3.0, 0.0], [0.0, 1.0]]))
+  weighting = create("gradnorm", (1.0, 1.0), KINDS[:2])
+  params, tx = {"towers": jnp.zeros(2)}, optax.sgd(0.1)
+  step = jax.jit(make_train_step(model, tx, weighting, lambda outputs, labels: outputs))
+  state = step(start(params, tx, weighting), one_row(2), KEY)[0]
+  np.testing.assert_array_equal(weighting.weights(state.weighting), [1.0, 1.0])
 
 
 @pytest.mark.parametrize(
