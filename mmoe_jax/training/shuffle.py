@@ -18,9 +18,10 @@ def permutation(key: Array, n: int) -> Array:
 
   A Feistel network is a bijection for any round function, and costs a few operations per row. This
   is the generalized network over pairs (l, r) with l < a, r < b and a·b slightly above n; values of
-  n or more go through the network again until they are below n (cycle walking). `jax.random.permutation`, which sorts twice,
-  makes an epoch of configs/census.py 47 % slower on a CPU; it orders few rows here. A permutation
-  drawn by NumPy would make it 2 % faster, but would take shuffling out of the compiled epoch.
+  n or more go through the network again until they are below n (cycle walking).
+  `jax.random.permutation`, which sorts twice, makes an epoch of configs/census.py 47 % slower on a
+  CPU; it orders few rows here. A permutation drawn by NumPy would make it 2 % faster, but would
+  take shuffling out of the compiled epoch.
 
   Args:
     key: random key.
