@@ -4,7 +4,7 @@ Shape letters: B rows, F columns of ids, L of them of a list, D inputs, V table 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,13 +16,78 @@ from mmoe_jax.models.layers import Dropout
 Array = jax.Array
 
 
+class TableLayout(NamedTuple):
+  """Place of features in a table, which holds all features of one width.
+
+  The ids of feature f select its rows offset_f … offset_f + size_f − 1, so that one gather serves
+  all features of a width.
+
+  Attributes:
+    name: name of the parameter.
+    dim: width of its vectors.
+    rows: number of its rows V.
+    features: numbers of its features.
+    first_rows: row of each feature's id 0, the id of unknown values.
+    columns: the F columns of ids that select its rows; None for all columns in their order.
+    offsets_F: (F,) int32, the row of each column's id 0.
+  """
+
+  name: str
+  dim: int
+  rows: int
+  features: tuple[int, ...]
+  first_rows: np.ndarray
+  columns: np.ndarray | None
+  offsets_F: np.ndarray
+
+  def select_ids(self, ids_BxF: Array) -> Array:
+    """Returns the ids of the table's columns, of all columns of ids."""
+    return ids_BxF if self.columns is None else ids_BxF[:, self.columns]
+
+  def row_numbers(self, ids_BxF: Array) -> Array:
+    """Returns the table's rows (B, F), int32, that the ids of a batch select."""
+    return self.select_ids(ids_BxF).astype(jnp.int32) + self.offsets_F[None, :]
+
+
+def table_layouts(
+  sizes: Sequence[int], dims: Sequence[int], lengths: Sequence[int] = ()
+) -> list[TableLayout]:
+  """Returns the layout of each table, by ascending width.
+
+  Args:
+    sizes: number of ids of each feature.
+    dims: width of each feature's vectors.
+    lengths: columns of ids of each feature; empty for 1 each.
+  """
+  lengths = lengths or (1,) * len(sizes)
+  starts = np.cumsum([0, *lengths[:-1]])
+  layouts = []
+  for dim in sorted(set(dims)):
+    members = [f for f, d in enumerate(dims) if d == dim]
+    offsets = np.cumsum([0, *(sizes[f] for f in members[:-1])])
+    columns = np.array([starts[f] + i for f in members for i in range(lengths[f])], int)
+    layouts.append(
+      TableLayout(
+        name=f"table_{dim}",
+        dim=dim,
+        rows=sum(sizes[f] for f in members),
+        features=tuple(members),
+        first_rows=offsets,
+        columns=None if len(columns) == sum(lengths) else columns,
+        offsets_F=np.repeat(offsets, [lengths[f] for f in members]).astype(np.int32),
+      )
+    )
+  return layouts
+
+
 class FeatureEmbedding(nn.Module):
   """Embeds id features and appends the numeric ones.
 
-  There is one table per distinct width. The ids of feature f select its rows offset_f …
-  offset_f + size_f − 1, so that one gather serves all features of a width. Row 0 of each feature,
-  the id of unknown values, starts at zero: training has no unknown values, so they add nothing
-  rather than noise.
+  There is one table per distinct width, see TableLayout. Row 0 of each feature, the id of unknown
+  values, starts at zero: training has no unknown values, so they add nothing rather than noise.
+
+  Training that updates only the rows of a batch (training/row_updates.py) differentiates by the
+  vectors: it passes them as the feature `vectors`, and the tables are not read.
 
   Attributes:
     sizes: number of ids of each feature.
@@ -42,31 +107,33 @@ class FeatureEmbedding(nn.Module):
 
   @nn.compact
   def __call__(self, features: dict[str, Array], train: bool) -> Array:
-    """Returns x_BxD: embeddings of `ids` (B, F), by width, then `numeric` (B, D_numeric)."""
+    """Returns x_BxD: embeddings of `ids` (B, F), by width, then `numeric` (B, D_numeric).
+
+    With `vectors`, table name -> (B, F, width), these are used instead of the tables' rows.
+    """
     ids_BxF = features["ids"]
     lengths = self.lengths or (1,) * len(self.sizes)
-    starts = np.cumsum([0, *lengths[:-1]])
+    given = features.get("vectors", {})
     parts = []
-    for dim in sorted(set(self.dims)):
-      members = [f for f, d in enumerate(self.dims) if d == dim]
-      sizes = [self.sizes[f] for f in members]
-      table_VxD = self.param(f"table_{dim}", self._init(sizes), (sum(sizes), dim))
-      offsets = np.cumsum([0, *sizes[:-1]])
-      columns = [starts[f] + i for f in members for i in range(lengths[f])]
-      offsets_F = np.repeat(offsets, [lengths[f] for f in members]).astype(np.int32)
-      column_ids_BxF = (
-        ids_BxF if len(columns) == sum(lengths) else ids_BxF[:, np.array(columns, int)]
-      )
-      rows_BxF = column_ids_BxF.astype(jnp.int32) + offsets_F[None, :]
-      # Encoding keeps ids in range; a second check would cost 5 to 10 % of a step on a CPU.
-      vectors_BxFxD = table_VxD.at[rows_BxF].get(mode="promise_in_bounds")
-      if len(columns) > len(members):
-        vectors_BxFxD = self._pool(vectors_BxFxD, column_ids_BxF, members)
+    for table in table_layouts(self.sizes, self.dims, lengths):
+      vectors_BxFxD = given[table.name] if given else self._read(table, ids_BxF)
+      if len(table.offsets_F) > len(table.features):
+        vectors_BxFxD = self._pool(vectors_BxFxD, table.select_ids(ids_BxF), table.features)
       parts.append(vectors_BxFxD.reshape(ids_BxF.shape[0], -1))
     if features["numeric"].shape[1]:
       parts.append(features["numeric"])
     x_BxD = jnp.concatenate(parts, axis=1)
     return Dropout(self.dropout)(x_BxD, train)
+
+  def _read(self, table: TableLayout, ids_BxF: Array) -> Array:
+    init = self._init(table.first_rows)
+    if self.has_variable("params", table.name):
+      # Without Flax's check of the shape: rows that fill up the devices' shards may follow.
+      table_VxD = self.get_variable("params", table.name)
+    else:
+      table_VxD = self.param(table.name, init, (table.rows, table.dim))
+    # Encoding keeps ids in range; a second check would cost 5 to 10 % of a step on a CPU.
+    return table_VxD.at[table.row_numbers(ids_BxF)].get(mode="promise_in_bounds")
 
   def _pool(self, vectors_BxFxD: Array, ids_BxF: Array, members: Sequence[int]) -> Array:
     """Combines the vectors of each list's known values; id 0 is an absent or unknown value."""
@@ -84,9 +151,7 @@ class FeatureEmbedding(nn.Module):
       pooled.append(total_BxD[:, None])
     return jnp.concatenate(pooled, axis=1)
 
-  def _init(self, sizes: Sequence[int]) -> Callable[..., Array]:
-    unknown = np.cumsum([0, *sizes[:-1]])
-
+  def _init(self, unknown: np.ndarray) -> Callable[..., Array]:
     def init(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
       return nn.initializers.normal(self.init_std)(key, shape, dtype).at[unknown].set(0.0)
 
