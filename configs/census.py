@@ -35,6 +35,8 @@ _COMMON = {
   "embedding_dim": 4,  # Width of every embedding.
   "embedding_dim_of": {},  # Feature -> another width, such as {"age_bins": 8}.
   "embedding_init_std": 0.05,  # Standard deviation of the initial embeddings.
+  # Devices that share each table's rows; 0 shards tables that one device's memory cannot hold.
+  "embedding_shards": 0,
   "embedding_dropout": 0.0,  # Rate for coordinates of the model's input.
   "tower_hidden": (8,),  # Units of each hidden layer of a tower.
   "tower_activation": "relu",  # relu, gelu, silu, tanh or identity.
@@ -164,6 +166,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "warmup_epochs": 0.0,  # Linear increase of the learning rate.
       }
     )
+  # dense: a step updates whole tables; rows: only those that its batch reads; auto: by size.
+  config.optimizer.embedding.updates = "auto"
 
   config.train = ConfigDict()
   config.train.batch_size = 1024  # Rows per step, over all devices.

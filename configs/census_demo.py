@@ -35,7 +35,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.optimizer.dense.learning_rate = 1e-3
   config.optimizer.dense.schedule = "constant"
   config.optimizer.embedding = ConfigDict(
-    {"name": "ftrl", "learning_rate": 0.5, "beta": 1.0, "l1": 1.0, "l2": 120.0}
+    {"name": "ftrl", "learning_rate": 0.5, "beta": 1.0, "l1": 1.0, "l2": 120.0, "updates": "auto"}
   )
   config.train.batch_size = 128
   config.train.epochs = 100

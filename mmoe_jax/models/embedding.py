@@ -14,6 +14,8 @@ import numpy as np
 from mmoe_jax.models.layers import Dropout
 
 Array = jax.Array
+TABLES = "embedding"  # The part of each model's parameters that consists of tables.
+ROW_MULTIPLE = 256  # Sharded tables have a multiple of these rows: numbers of devices divide it.
 
 
 class TableLayout(NamedTuple):
@@ -39,6 +41,11 @@ class TableLayout(NamedTuple):
   first_rows: np.ndarray
   columns: np.ndarray | None
   offsets_F: np.ndarray
+
+  @property
+  def padded_rows(self) -> int:
+    """Number of rows V, rounded up to ROW_MULTIPLE."""
+    return -(-self.rows // ROW_MULTIPLE) * ROW_MULTIPLE
 
   def select_ids(self, ids_BxF: Array) -> Array:
     """Returns the ids of the table's columns, of all columns of ids."""

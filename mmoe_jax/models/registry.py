@@ -61,6 +61,7 @@ def create_model(
   """
   settings = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in settings.items()}
   model_class = MODELS[settings.pop("name")]
+  settings.pop("embedding_shards", None)  # Of training: where tables are placed.
   dim, dim_of = settings.pop("embedding_dim"), settings.pop("embedding_dim_of")
   return model_class(
     feature_sizes=tuple(f.size for f in schema.id_features),
@@ -89,6 +90,11 @@ def check_model(settings: Mapping[str, Any], schema: Schema) -> None:
   name = settings.pop("name")
   require_known(name, MODELS, f"{where}.name")
   _check_value("embedding_dim", settings.pop("embedding_dim"))
+  shards = settings.pop("embedding_shards", 0)
+  require(
+    shards == 0 or _is_size(shards),
+    f"{where}.embedding_shards = {shards!r}: must be a whole number (0: by memory)",
+  )
   feature_names = [f.name for f in schema.id_features]
   dim_of = settings.pop("embedding_dim_of")
   require(

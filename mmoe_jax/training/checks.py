@@ -14,7 +14,16 @@ from mmoe_jax import data, models
 from mmoe_jax.config import check_structure, override
 from mmoe_jax.errors import UserError, did_you_mean, require, require_known
 from mmoe_jax.evaluation import evaluate
-from mmoe_jax.training.optimizer import DIRECTIONS, GROUPS, OPTIMIZERS, SCHEDULES, ftrl
+from mmoe_jax.training.optimizer import (
+  DIRECTIONS,
+  GROUPS,
+  OPTIMIZERS,
+  ROWWISE_ONLY,
+  SCHEDULES,
+  UPDATES,
+  ftrl,
+)
+from mmoe_jax.training.row_optimizer import rowwise_adagrad
 from mmoe_jax.training.task_weighting import BALANCING, METHODS
 
 Override = Mapping[str, Any]
@@ -103,13 +112,17 @@ def check_optimizer(settings: Mapping[str, Any], epochs: int) -> None:
 def _check_group(settings: dict[str, Any], where: str, epochs: int) -> None:
   require("name" in settings, f"{where}.name is missing; known: {', '.join(OPTIMIZERS)}")
   name = settings.pop("name")
-  require_known(name, OPTIMIZERS, f"{where}.name")
+  is_table = where.endswith(".embedding")
+  require_known(name, (*OPTIMIZERS, *ROWWISE_ONLY) if is_table else OPTIMIZERS, f"{where}.name")
+  if is_table:
+    require_known(settings.pop("updates", "dense"), UPDATES, f"{where}.updates")
   is_ftrl = name == "ftrl"
   needed = () if is_ftrl else ("weight_decay", "schedule", "warmup_epochs")
   needed = ("learning_rate", *needed)
   for key in needed:
     require(key in settings, f"{where}.{key} is missing; '{name}' needs {', '.join(needed)}")
-  optional = list(inspect.signature(ftrl if is_ftrl else DIRECTIONS[name]).parameters)
+  function = ftrl if is_ftrl else DIRECTIONS.get(name, rowwise_adagrad)
+  optional = [k for k in inspect.signature(function).parameters if is_ftrl or k != "schedule"]
   known = list(dict.fromkeys([*needed, *optional]))
   for key, value in settings.items():
     if key not in known:

@@ -13,7 +13,7 @@ import numpy as np
 from mmoe_jax import data, models
 from mmoe_jax.evaluation import evaluate, gate_statistics
 from mmoe_jax.models.layers import is_enabled
-from mmoe_jax.training import losses, optimizer
+from mmoe_jax.training import losses, table_updates
 from mmoe_jax.training.step import (
   Batch,
   State,
@@ -47,7 +47,7 @@ class Learner(NamedTuple):
 
   Attributes:
     model: the model, as it is evaluated.
-    init: (key, features) -> State before the first step.
+    init: (key, features, variables to start from or None) -> State before the first step.
     epoch: (state, rows, key) -> (state, TaskLosses (S, T)).
     assess: (state, held-out EvalBatch, epoch) -> (state, Assessment): evaluates the current
       variables and keeps the best.
@@ -55,7 +55,7 @@ class Learner(NamedTuple):
   """
 
   model: models.Model
-  init: Callable[[Array, Mapping[str, Any]], State]
+  init: Callable[..., State]
   epoch: Callable[[State, Batch, Array], tuple[State, TaskLosses]]
   assess: Callable[[State, evaluate.EvalBatch, Array], tuple[State, Assessment]]
   evaluate: Callable[[Any, evaluate.EvalBatch], dict[str, Array]]
@@ -67,6 +67,7 @@ def create_learner(
   steps_per_epoch: int,
   devices: int = 1,
   axis_name: str | None = None,
+  is_sharded: bool = False,
 ) -> Learner:
   """Creates the pure functions of a run.
 
@@ -76,12 +77,15 @@ def create_learner(
     steps_per_epoch: number of steps per epoch.
     devices: number of devices that share a batch.
     axis_name: name of their axis, if there are several.
+    is_sharded: whether each device owns a range of the rows of every table.
   """
   tasks, decay = schema.tasks, config.train.average_decay
   model = models.create_model(config.model, schema, axis_name)
   # Initialised and evaluated on one device, so batch norm averages over no axis there.
   eval_model = models.create_model(config.model, schema)
-  tx = optimizer.create_optimizer(config.optimizer, steps_per_epoch, config.train.epochs)
+  horizon = (steps_per_epoch, config.train.epochs)
+  tables = table_updates.create_tables(config, eval_model, *horizon, devices, axis_name, is_sharded)
+  tx = table_updates.create_dense_optimizer(config.optimizer, *horizon)
   weighting = create_task_weighting(
     config.loss.weighting,
     task_weights(config.loss.task_weights, len(tasks)),
@@ -90,13 +94,20 @@ def create_learner(
   )
   has_average = is_enabled(decay)
   step = make_train_step(
-    model, tx, weighting, losses.elementwise(tasks), decay if has_average else None, axis_name
+    model,
+    tx,
+    weighting,
+    losses.elementwise(tasks),
+    decay if has_average else None,
+    axis_name,
+    tables,
   )
   predict = evaluate.make_predict_with_gates(eval_model)
   compute_metrics = evaluate.make_compute_metrics(tasks)
 
-  def init(key: Array, features: Mapping[str, Any]) -> State:
-    return init_state(key, eval_model, tx, weighting, features, has_average)
+  def init(key: Array, features: Mapping[str, Any], variables: Any = None) -> State:
+    settings = (eval_model, tx, weighting, features, has_average, tables)
+    return init_state(key, *settings, variables=variables)
 
   def assess(state: State, held_out: evaluate.EvalBatch, epoch: Array) -> tuple[State, Assessment]:
     logits, gates_TxNxE = predict(state.variables, held_out.features)
@@ -111,7 +122,9 @@ def create_learner(
   return Learner(
     model=eval_model,
     init=init,
-    epoch=make_train_epoch(step, config.train.batch_size, devices, axis_name, config.train.shuffle),
+    epoch=make_train_epoch(
+      step, config.train.batch_size, devices, axis_name, config.train.shuffle, tables
+    ),
     assess=assess,
     evaluate=evaluate.make_evaluate(eval_model, tasks),
   )

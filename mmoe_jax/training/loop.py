@@ -1,19 +1,18 @@
 """Training loop of a run: data, training, evaluation, logging, checkpoints."""
 
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mmoe_jax import data, parallel
 from mmoe_jax.config import check_structure
 from mmoe_jax.errors import require
 from mmoe_jax.evaluation import evaluate
-from mmoe_jax.models import layers
-from mmoe_jax.training import records, train_rows
+from mmoe_jax.training import records, saving, table_updates, train_rows
 from mmoe_jax.training.run import Run, compile_run
 from mmoe_jax.training.step import State
 from mmoe_jax.workdir import checkpoint, contract, logs, progress
@@ -50,18 +49,18 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
   )
   tasks = [task.name for task in schema.tasks]
   run = compile_run(config, schema, splits["train"])
-  state = run.state
+  config, state = run.config, run.state
   if config.train.warm_start and not contract.saved_epochs(workdir):
-    state = _warm_start(state, config.train.warm_start, schema)
+    state = _warm_start(run, schema)
   is_first_host = parallel.is_first_host()
   with (
     contract.claim(workdir, config, schema, run.devices.count, is_first_host, data_digest) as ids,
     checkpoint.Checkpoints(workdir, belongs_to=ids) as checkpoints,
   ):
-    restored = checkpoints.restore_state(state, state.best.variables)
+    restored = saving.restore(checkpoints, state)
     epoch, state, log_digest = restored or (0, state, None)
     if is_first_host:
-      _print_summary(config, run, workdir)
+      _print_summary(run, schema, workdir)
     held_out = evaluate.place(evaluate.make_eval_batch(splits["validation"], False), run.devices)
     with logs.RunLog(workdir, epoch, config.train.epochs, is_first_host, True, log_digest) as log:
       elapsed_before = log.records[-1].get("wall_seconds", 0.0) if log.records else 0.0
@@ -77,29 +76,31 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
           | {"rows_per_second": run.rows.count / seconds}
           | {"wall_seconds": elapsed_before + time.perf_counter() - start}
         )
-        if epoch % config.checkpoint.every_epochs == 0:
-          checkpoints.save(epoch, state, state.best.variables, log.digest())
-    checkpoints.save(epoch, state, state.best.variables, log.digest())
-    results = _evaluate_splits(run, state, splits)
-    results |= _summarise(state, epoch, log, is_first_host)
+        if saving.is_due(state, epoch, config.checkpoint.every_epochs):
+          saving.save(checkpoints, epoch, state, log.digest())
+    saving.save(checkpoints, epoch, state, log.digest())
+    results = _summarise(run, state, epoch, log, is_first_host)
+    results |= _evaluate_splits(run, saving.best_variables(checkpoints, epoch, state), splits)
     results["wall_seconds"] = elapsed_before + time.perf_counter() - start
   if is_first_host:
     contract.write_results(workdir, results)
   return results
 
 
-def _print_summary(config: Any, run: Run, workdir: str) -> None:
+def _print_summary(run: Run, schema: data.Schema, workdir: str) -> None:
   progress.print_summary(
     devices=parallel.describe_devices(run.devices.devices),
-    model=config.model.name,
-    parameters=layers.parameter_count(run.state.params),
+    model=run.config.model.name,
+    parameters=run.parameters,
     rows=run.rows.count,
     workdir=workdir,
   )
+  if line := table_updates.describe(run.config, schema):
+    print(line, file=sys.stderr)
 
 
 def _evaluate_splits(
-  run: Run, state: State, splits: Mapping[str, data.Split | data.StoredSplit]
+  run: Run, variables: Any, splits: Mapping[str, data.Split | data.StoredSplit]
 ) -> dict[str, Any]:
   """Returns metrics of the best variables on each split, and notes on how they were measured."""
   results: dict[str, Any] = {"notes": {}, "train_rows": run.rows.count}
@@ -108,12 +109,14 @@ def _evaluate_splits(
     results["notes"]["train"] = f"measured on a random sample of {len(run.rows.sample):,} rows"
   for name, split in splits.items():
     batch = evaluate.place(evaluate.make_eval_batch(split), run.devices)
-    metrics = jax.device_get(run.evaluate(state.best.variables, batch))
+    metrics = jax.device_get(run.evaluate(variables, batch))
     evaluate.add_metrics(results, name, metrics)
   return results
 
 
-def _summarise(state: State, epoch: int, log: logs.RunLog, verbose: bool) -> dict[str, Any]:
+def _summarise(
+  run: Run, state: State, epoch: int, log: logs.RunLog, verbose: bool
+) -> dict[str, Any]:
   """Returns the entries of results.json on the course of training."""
   rates = [record.get("rows_per_second", 0.0) for record in log.records]
   best_epoch = int(state.best.epoch)
@@ -122,30 +125,30 @@ def _summarise(state: State, epoch: int, log: logs.RunLog, verbose: bool) -> dic
     "best_epoch": best_epoch,
     "epochs": epoch,
     "rows_per_second": float(np.median(rates or [0.0])),
-    "parameters": layers.parameter_count(state.params),
+    "parameters": run.parameters,
   }
 
 
-def _warm_start(state: State, workdir: str, schema: data.Schema) -> State:
-  """Returns the state with the best variables of the run in another work directory."""
+def _warm_start(run: Run, schema: data.Schema) -> State:
+  """Returns the state with the best variables of the run in config.train.warm_start."""
+  workdir = run.config.train.warm_start
   other = contract.read_schema(workdir)
   for part in ("id_features", "numeric", "tasks"):
     require(
       getattr(other, part) == getattr(schema, part),
       f"config.train.warm_start = {workdir}: must be a run with the same {part.replace('_', ' ')}",
     )
-  with checkpoint.Checkpoints(workdir, True, contract.digests_of(workdir)) as checkpoints:
-    best = checkpoints.restore_best(state.best.variables)
-  require(best is not None, f"config.train.warm_start = {workdir}: contains no checkpoint")
-  variables = best.item
-  state = state.replace(
-    params=variables["params"],
-    batch_stats=variables["batch_stats"],
-    average=() if state.average == () else variables,
-    best=state.best.replace(variables=variables),
+  row = jax.tree.map(lambda a: a[:1], dict(run.rows.sample.features))
+  variables = jax.eval_shape(run.learner.model.init, jax.random.key(0), row)
+  device = jax.sharding.SingleDeviceSharding(run.devices.devices[0])
+  like = jax.tree.map(
+    lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device),
+    {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})},
   )
-  # Copies, because training donates its state and each array can be donated only once.
-  return jax.tree.map(jnp.copy, state)
+  with checkpoint.Checkpoints(workdir, True, contract.digests_of(workdir)) as checkpoints:
+    best = checkpoints.restore_best(like)
+  require(best is not None, f"config.train.warm_start = {workdir}: contains no checkpoint")
+  return run.start_from(jax.device_get(best.item))
 
 
 def _is_out_of_patience(state: State, epoch: int, config: Any) -> bool:

@@ -4,7 +4,7 @@ Parameters have two groups, `embedding` (the tables) and `dense` (all others), w
 optimizers, because production systems train sparse and dense parameters differently.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -57,7 +57,7 @@ def ftrl(
   alpha = learning_rate
 
   def init(params: optax.Params) -> FtrlState:
-    z = jax.tree.map(lambda w: -w * (beta / alpha + l2) - jnp.sign(w) * l1, params)
+    z = jax.tree.map(lambda w: ftrl_init(w, alpha, beta, l1, l2), params)
     return FtrlState(z=z, n=jax.tree.map(jnp.zeros_like, params))
 
   def update(
@@ -72,12 +72,22 @@ def ftrl(
     )
 
     def step(w: Array, z: Array, n: Array) -> Array:
-      new = -(z - jnp.sign(z) * l1) / ((beta + jnp.sqrt(n)) / alpha + l2)
-      return jnp.where(jnp.abs(z) <= l1, 0.0, new) - w
+      return ftrl_weights(z, n, alpha, beta, l1, l2) - w
 
     return jax.tree.map(step, params, z, n), FtrlState(z, n)
 
   return optax.GradientTransformation(init, update)
+
+
+def ftrl_init(w: Array, alpha: float, beta: float, l1: float, l2: float) -> Array:
+  """Returns the z at which `ftrl_weights` gives the weights w, with n = 0."""
+  return -w * (beta / alpha + l2) - jnp.sign(w) * l1
+
+
+def ftrl_weights(z: Array, n: Array, alpha: float, beta: float, l1: float, l2: float) -> Array:
+  """Returns the weights of FTRL's state; see `ftrl`."""
+  w = -(z - jnp.sign(z) * l1) / ((beta + jnp.sqrt(n)) / alpha + l2)
+  return jnp.where(jnp.abs(z) <= l1, 0.0, w)
 
 
 # Directions of descent, which the learning rate scales; their arguments are keys of the config.
@@ -87,10 +97,15 @@ DIRECTIONS: dict[str, Callable[..., optax.GradientTransformation]] = {
   "sgd": lambda momentum=0.0: optax.trace(momentum) if is_enabled(momentum) else optax.identity(),
 }
 OPTIMIZERS = (*DIRECTIONS, "ftrl")
+ROWWISE_ONLY = ("rowwise_adagrad",)  # Of tables, without a dense form.
+UPDATES = ("auto", "dense", "rows")  # Which rows of the tables a step updates.
 
 
 def create_optimizer(
-  settings: Mapping[str, Any], steps_per_epoch: int, epochs: int
+  settings: Mapping[str, Any],
+  steps_per_epoch: int,
+  epochs: int,
+  groups: Sequence[str] = GROUPS,
 ) -> optax.GradientTransformation:
   """Creates the optimizer of a run.
 
@@ -99,14 +114,16 @@ def create_optimizer(
       the whole gradient (0 for none), and settings for each of GROUPS: `name`, one of OPTIMIZERS,
       `learning_rate`, and the optimizer's arguments; except for ftrl also `weight_decay`
       (decoupled; on kernels and tables only), `schedule` (one of SCHEDULES; the last two end at
-      zero) and `warmup_epochs` (linear). Floats may be traced.
+      zero) and `warmup_epochs` (linear). Floats may be traced. `updates`, of `embedding`, is for
+      row_updates.choose_updates.
     steps_per_epoch: number of steps per epoch, for schedules.
     epochs: number of epochs, for schedules.
+    groups: groups of the parameters that the transformation is for.
   """
-  groups = {
-    group: _create_group_optimizer(settings[group], steps_per_epoch, epochs) for group in GROUPS
+  optimizers = {
+    group: _create_group_optimizer(settings[group], steps_per_epoch, epochs) for group in groups
   }
-  optimizer = optax.partition(groups, _group_of_each)
+  optimizer = optax.partition(optimizers, _group_of_each)
   clip_norm = settings["clip_norm"]
   if not is_enabled(clip_norm):
     return optimizer
@@ -134,18 +151,28 @@ def create_schedule(
   return schedule
 
 
+def create_group_schedule(
+  settings: Mapping[str, Any], steps_per_epoch: int, epochs: int
+) -> Schedule:
+  """Returns the learning rate by step of a group's settings, see `create_optimizer`."""
+  warmup_epochs = settings["warmup_epochs"]
+  round_ = jnp.round if isinstance(warmup_epochs, Array) else round
+  warmup_steps = round_(warmup_epochs * steps_per_epoch)
+  steps = epochs * steps_per_epoch
+  return create_schedule(settings["schedule"], settings["learning_rate"], warmup_steps, steps)
+
+
 def _create_group_optimizer(
   settings: Mapping[str, Any], steps_per_epoch: int, epochs: int
 ) -> optax.GradientTransformation:
-  settings = dict(settings)
+  settings = {key: value for key, value in settings.items() if key != "updates"}
   name = settings.pop("name")
   if name == "ftrl":
     return ftrl(**settings)
-  peak, weight_decay = settings.pop("learning_rate"), settings.pop("weight_decay")
-  schedule, warmup_epochs = settings.pop("schedule"), settings.pop("warmup_epochs")
-  round_ = jnp.round if isinstance(warmup_epochs, Array) else round
-  warmup_steps = round_(warmup_epochs * steps_per_epoch)
-  learning_rate = create_schedule(schedule, peak, warmup_steps, epochs * steps_per_epoch)
+  learning_rate = create_group_schedule(settings, steps_per_epoch, epochs)
+  weight_decay = settings.pop("weight_decay")
+  for key in ("learning_rate", "schedule", "warmup_epochs"):
+    settings.pop(key)
   parts = [DIRECTIONS[name](**settings)]
   if is_enabled(weight_decay):
     parts.append(optax.add_decayed_weights(weight_decay, mask=_is_decayed))

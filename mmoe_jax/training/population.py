@@ -75,7 +75,7 @@ def train_population(
     data_digest, schema, splits = _load(config)
   population = compile_population(config, members, schema, splits, at_once)
   with (
-    contract.claim(workdir, config, schema, 1, True, data_digest, members) as ids,
+    contract.claim(workdir, population.config, schema, 1, True, data_digest, members) as ids,
     checkpoint.Checkpoints(workdir, belongs_to=ids) as checkpoints,
   ):
     epoch, states, log_digest = _restore(checkpoints, population)

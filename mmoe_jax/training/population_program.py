@@ -11,7 +11,7 @@ import numpy as np
 
 from mmoe_jax import data, parallel
 from mmoe_jax.evaluation import evaluate
-from mmoe_jax.training import checks
+from mmoe_jax.training import checks, table_updates
 from mmoe_jax.training.checks import Override
 from mmoe_jax.training.learner import Assessment
 from mmoe_jax.training.members import Member, MemberFunctions, create_member_functions
@@ -76,6 +76,7 @@ def compile_population(
   Raises:
     UserError: for impossible settings, or labels that do not fit the model.
   """
+  config = table_updates.dense(config, "a population")
   checks.check_members(config, members, schema, splits)
   train_rows = len(splits[0]["train"])
   placement = parallel.Members(len(members), config.train.devices)

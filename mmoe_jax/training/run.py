@@ -8,9 +8,10 @@ import numpy as np
 
 from mmoe_jax import data, parallel
 from mmoe_jax.evaluation import evaluate
-from mmoe_jax.training import checks, train_rows
+from mmoe_jax.models import layers
+from mmoe_jax.training import checks, table_updates, train_rows
 from mmoe_jax.training.learner import Assessment, Learner, create_learner
-from mmoe_jax.training.step import State, TaskLosses, fold_in
+from mmoe_jax.training.step import Best, State, TaskLosses, fold_in
 
 Array = jax.Array
 
@@ -26,6 +27,9 @@ class Run(NamedTuple):
     learner: the pure functions that were compiled.
     rows: train rows.
     devices: devices of the run.
+    config: its settings, with the choices that `auto` left open.
+    start_from: variables -> state before the first step with these instead of random ones.
+    parameters: number of parameters.
   """
 
   state: State
@@ -35,6 +39,9 @@ class Run(NamedTuple):
   learner: Learner
   rows: train_rows.Resident | train_rows.Streamed
   devices: parallel.Devices
+  config: Any
+  start_from: Callable[[Any], State]
+  parameters: int
 
 
 def compile_run(config: Any, schema: data.Schema, split: data.Split | data.StoredSplit) -> Run:
@@ -52,14 +59,23 @@ def compile_run(config: Any, schema: data.Schema, split: data.Split | data.Store
   devices = parallel.Devices(parallel.device_count(config.train.devices, config.train.batch_size))
   rows = train_rows.create_train_rows(split, schema, config, devices)
   checks.check_labels(config, schema, rows.sample.labels)
-  learner = create_learner(config, schema, rows.steps, devices.count, devices.axis_name)
+  config = table_updates.resolve(config, schema, devices)
+  is_sharded = config.model.embedding_shards > 1
+  learner = create_learner(config, schema, rows.steps, devices.count, devices.axis_name, is_sharded)
   key = jax.random.key(config.seed)
   one_row = {name: a[:1] for name, a in rows.sample.features.items()}
-  state = devices.replicate(parallel.jit_once(learner.init)(key, one_row))
+  spec = table_updates.sharded_leaves(jax.eval_shape(learner.init, key, one_row), is_sharded)
+  state = devices.init(learner.init, spec, key, one_row)
   # One program for each size of block: a streamed epoch ends with a shorter one.
   train_block = {
-    len(shape.weights): devices.compile(learner.epoch, state, shape, key) for shape in rows.shapes
+    len(shape.weights): devices.compile(learner.epoch, state, shape, key, spec)
+    for shape in rows.shapes
   }
+  best_of = parallel.jit(lambda *arguments: _best_of(learner, *arguments))
+
+  def assess(state: State, held_out: evaluate.EvalBatch, epoch: Any) -> tuple[State, Assessment]:
+    best, assessment = best_of(state, held_out, epoch)
+    return state.replace(best=best), assessment
 
   def train_epoch(state: State, epoch: int) -> tuple[State, TaskLosses]:
     losses = []
@@ -72,9 +88,20 @@ def compile_run(config: Any, schema: data.Schema, split: data.Split | data.Store
   return Run(
     state=state,
     train_epoch=train_epoch,
-    assess=parallel.jit(learner.assess),
+    assess=assess,
     evaluate=parallel.jit(learner.evaluate),
     learner=learner,
     rows=rows,
     devices=devices,
+    config=config,
+    start_from=lambda variables: devices.init(learner.init, spec, key, one_row, variables),
+    parameters=layers.parameter_count(jax.eval_shape(learner.model.init, key, one_row)["params"]),
   )
+
+
+def _best_of(
+  learner: Learner, state: State, held_out: evaluate.EvalBatch, epoch: Array
+) -> tuple[Best, Assessment]:
+  """Returns what assessing changes of the state: a program's results are copies."""
+  state, assessment = learner.assess(state, held_out, epoch)
+  return state.best, assessment

@@ -21,10 +21,12 @@ import optax
 
 from mmoe_jax.models import Model
 from mmoe_jax.training import losses
+from mmoe_jax.training.row_updates import DENSE_TABLES, DenseTables, RowWiseTables, Trained
 from mmoe_jax.training.shuffle import permutation
 from mmoe_jax.training.task_weighting import TaskWeighting
 
 Array = jax.Array
+Tables = DenseTables | RowWiseTables
 
 
 class Batch(NamedTuple):
@@ -58,7 +60,7 @@ class Best:
   """Variables with the best validation metric so far.
 
   Attributes:
-    variables: the model's variables.
+    variables: the model's variables; with row-wise updates those without tables.
     value: their metric; higher is better.
     epoch: the epoch that they are from.
   """
@@ -77,8 +79,8 @@ class State:
     params: trained parameters.
     batch_stats: running statistics of batch norm; empty without it.
     average: exponential moving average of `params` and `batch_stats`, which is evaluated in their
-      place; () if there is none.
-    opt_state: state of the optimizer.
+      place; () if there is none. With row-wise updates it has no tables.
+    opt_state: state of the optimizer; a RowState with row-wise updates.
     weighting: state of the task weighting; () if it has none.
     best: variables that are evaluated at the end.
   """
@@ -94,8 +96,10 @@ class State:
   @property
   def variables(self) -> Any:
     """Variables that the model is evaluated with."""
-    current = {"params": self.params, "batch_stats": self.batch_stats}
-    return current if self.average == () else self.average
+    if self.average == ():
+      return {"params": self.params, "batch_stats": self.batch_stats}
+    # Parameters without an average, tables with row-wise updates, are the current ones.
+    return {**self.average, "params": {**self.params, **self.average["params"]}}
 
 
 def fold_in(key: Array, purpose: str, *numbers: int | Array) -> Array:
@@ -117,6 +121,8 @@ def init_state(
   weighting: TaskWeighting,
   features: Mapping[str, Any],
   has_average: bool,
+  tables: Tables = DENSE_TABLES,
+  variables: Any = None,
 ) -> State:
   """Initialises the state before the first step. Pure, so that it can be mapped over keys.
 
@@ -127,17 +133,22 @@ def init_state(
     weighting: the task weighting.
     features: a batch of features, for its shapes.
     has_average: whether to keep a moving average of the parameters.
+    tables: how embedding tables are trained.
+    variables: variables to start from; None for random ones.
   """
-  variables = model.init(fold_in(key, "init"), features)
-  params, batch_stats = variables["params"], variables.get("batch_stats", {})
-  current = {"params": params, "batch_stats": batch_stats}
+  if variables is None:
+    variables = model.init(fold_in(key, "init"), tables.with_shapes(features))
+  dense, given = tables.split(variables["params"])
+  batch_stats = variables.get("batch_stats", {})
+  current = {"params": dense, "batch_stats": batch_stats}
+  params, opt_state = tables.init(fold_in(key, "tables"), dense, tx.init(dense), given)
   return State(
     step=jnp.int32(0),
     params=params,
     batch_stats=batch_stats,
     average=current if has_average else (),
-    opt_state=tx.init(params),
-    weighting=weighting.init(params),
+    opt_state=opt_state,
+    weighting=weighting.init(dense),
     best=Best(variables=current, value=jnp.float32(-jnp.inf), epoch=jnp.int32(0)),
   )
 
@@ -149,6 +160,7 @@ def make_train_step(
   loss_fn: Callable[[Array, Array], Array],
   average_decay: float | Array | None = None,
   axis_name: str | None = None,
+  tables: Tables = DENSE_TABLES,
 ) -> Callable[[State, Batch, Array], tuple[State, TaskLosses]]:
   """Returns step(state, batch, key) -> (state, TaskLosses).
 
@@ -163,6 +175,7 @@ def make_train_step(
     loss_fn: (logits_BxO, labels_BxT) -> loss_BxT, see losses.elementwise.
     average_decay: decay of the moving average of the parameters; None for no average.
     axis_name: device axis that the rows of a batch are sharded over, if any.
+    tables: how embedding tables are trained: with all other parameters, or by the batch's rows.
   """
   mean_over_devices = lambda tree: tree if axis_name is None else jax.lax.pmean(tree, axis_name)
   sum_over_devices = lambda tree: tree if axis_name is None else jax.lax.psum(tree, axis_name)
@@ -173,11 +186,12 @@ def make_train_step(
     shared_key = fold_in(key, "shared", state.step)  # The same on all devices.
     weights_BxT = losses.label_weights(batch.labels, batch.weights)
     label_weights_T = sum_over_devices(weights_BxT.sum(0))
+    rows, opt_state = tables.locate(state.opt_state, batch.features, batch.weights)
 
-    def task_losses(params: Any) -> tuple[Array, tuple[Array, Any]]:
+    def task_losses(trained: Trained) -> tuple[Array, tuple[Array, Any]]:
       logits_BxO, updates = model.apply(
-        {"params": params, "batch_stats": state.batch_stats},
-        batch.features,
+        {"params": trained.params, "batch_stats": state.batch_stats},
+        {**batch.features, "vectors": trained.vectors},
         train=True,
         rngs={"dropout": dropout_key, "shared": shared_key},
         mutable=["batch_stats", "losses"],
@@ -187,18 +201,23 @@ def make_train_step(
       penalty = losses.penalty(updates.get("losses", {}), batch.weights, axis_name)
       return losses_T, (penalty, updates.get("batch_stats", {}))
 
-    def total_loss(params: Any) -> tuple[Array, tuple[Array, Any]]:
-      losses_T, (penalty, batch_stats) = task_losses(params)
+    def total_loss(trained: Trained) -> tuple[Array, tuple[Array, Any]]:
+      losses_T, (penalty, batch_stats) = task_losses(trained)
       return losses_T @ weighting.weights(state.weighting) + penalty, (losses_T, batch_stats)
 
+    def over_devices(grads: Trained) -> Trained:
+      return Trained(mean_over_devices(grads.params), tables.sum_equal(grads.vectors, rows))
+
+    trained = tables.read(state.params, rows)
     if weighting.combine is None:
       grad_fn = jax.value_and_grad(total_loss, has_aux=True)
-      (_, (losses_T, batch_stats)), grads = grad_fn(state.params)
-      grads, losses_T = mean_over_devices((grads, losses_T))
+      (_, (losses_T, batch_stats)), grads = grad_fn(trained)
+      grads, losses_T = over_devices(grads), mean_over_devices(losses_T)
       weighting_state = weighting.update(state.weighting, losses_T, label_weights_T)
     else:
-      *by_task, batch_stats = _grads_by_task(task_losses, state.params)
-      task_grads, penalty_grads, losses_T = mean_over_devices(by_task)
+      task_grads, penalty_grads, losses_T, batch_stats = _grads_by_task(task_losses, trained)
+      task_grads, penalty_grads = jax.vmap(over_devices)(task_grads), over_devices(penalty_grads)
+      losses_T = mean_over_devices(losses_T)
       # Same key on all devices, so that PCGrad's task order matches.
       order_key = fold_in(key, "weighting", state.step)
       grads, weighting_state = weighting.combine(
@@ -206,8 +225,7 @@ def make_train_step(
       )
       grads = jax.tree.map(jnp.add, grads, penalty_grads)
 
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params, opt_state = tables.update(tx, state.params, opt_state, grads, rows, state.step)
     current = {"params": params, "batch_stats": batch_stats}
     average = _update_average(state.average, current, average_decay, state.step)
     new_state = state.replace(
@@ -229,11 +247,17 @@ def _update_average(average: Any, current: Any, decay: float | Array | None, ste
     return average
   # A short memory at first, so that the average soon leaves the random start.
   decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+  current = {**current, "params": _parts_of(average["params"], current["params"])}
   return optax.incremental_update(current, average, 1 - decay)
 
 
+def _parts_of(like: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the parts of the parameters that `like` has, too: without tables, if it has none."""
+  return {name: params[name] for name in like}
+
+
 def _grads_by_task(
-  task_losses: Callable[[Any], tuple[Array, tuple[Array, Any]]], params: Any
+  task_losses: Callable[[Trained], tuple[Array, tuple[Array, Any]]], trained: Trained
 ) -> tuple[Any, Any, Array, Any]:
   """Returns each task's gradient (T, …), the penalty's gradient, losses_T and batch statistics.
 
@@ -241,13 +265,13 @@ def _grads_by_task(
   forward pass with the first.
   """
 
-  def without_penalty(params: Any) -> tuple[Array, Any]:
-    losses_T, (_, batch_stats) = task_losses(params)
+  def without_penalty(trained: Trained) -> tuple[Array, Any]:
+    losses_T, (_, batch_stats) = task_losses(trained)
     return losses_T, batch_stats
 
-  losses_T, pull_back, batch_stats = jax.vjp(without_penalty, params, has_aux=True)
+  losses_T, pull_back, batch_stats = jax.vjp(without_penalty, trained, has_aux=True)
   (task_grads,) = jax.vmap(pull_back)(jnp.eye(len(losses_T)))
-  penalty_grads = jax.grad(lambda p: jnp.asarray(task_losses(p)[1][0], jnp.float32))(params)
+  penalty_grads = jax.grad(lambda t: jnp.asarray(task_losses(t)[1][0], jnp.float32))(trained)
   return task_grads, penalty_grads, losses_T, batch_stats
 
 
@@ -257,6 +281,7 @@ def make_train_epoch(
   devices: int = 1,
   axis_name: str | None = None,
   shuffle: bool = True,
+  tables: Tables = DENSE_TABLES,
 ) -> Callable[[State, Batch, Array], tuple[State, TaskLosses]]:
   """Returns epoch(state, rows, key) -> (state, TaskLosses): a scan of steps over all rows.
 
@@ -270,6 +295,7 @@ def make_train_epoch(
     devices: number of devices that share a batch.
     axis_name: their axis, if there are several.
     shuffle: whether to draw a new order in each epoch.
+    tables: how embedding tables are trained.
   """
   share = batch_size // devices
 
@@ -287,7 +313,9 @@ def make_train_epoch(
       batch = jax.tree.map(lambda a: a[rows_B], rows)
       return step(state, batch._replace(weights=batch.weights * is_real_B), key)
 
-    return jax.lax.scan(body, state, (rows_SxB, is_real_SxB))
+    state = state.replace(opt_state=tables.open(state.opt_state, state.params))
+    state, task_losses = jax.lax.scan(body, state, (rows_SxB, is_real_SxB))
+    return state.replace(opt_state=tables.close(state.opt_state)), task_losses
 
   return epoch
 
@@ -295,5 +323,7 @@ def make_train_epoch(
 def keep_best(state: State, value: Array, epoch: Array) -> State:
   """Makes the current variables the best ones if `value` is above the best so far."""
   is_better = value > state.best.value
-  new = Best(variables=state.variables, value=value, epoch=epoch)
+  current, kept = state.variables, state.best.variables
+  variables = {**current, "params": _parts_of(kept["params"], current["params"])}
+  new = Best(variables=variables, value=value, epoch=epoch)
   return state.replace(best=jax.tree.map(lambda a, b: jnp.where(is_better, a, b), new, state.best))

@@ -4,6 +4,9 @@
 resumes; `best`, the variables with the best validation metric so far; and `manifest`: the epoch,
 digests of the arrays of both, and digests of what they belong to. The two newest are kept. Every
 restored array is verified; where the newest checkpoint is damaged, the one before is used.
+
+Large embedding tables are a fourth item, `tables`, and neither in `state` nor in `best`: the best
+ones are those of the checkpoint of the best epoch, which is kept as well.
 """
 
 import contextlib
@@ -14,18 +17,20 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from mmoe_jax import digests
 from mmoe_jax.errors import SaveError, UserError, require
 from mmoe_jax.workdir.contract import CHECKPOINTS, saved_epochs
 
 KEPT = 2
+_TABLES = "embedding"  # The part of a model's parameters that the item `tables` holds.
 _QUIET_SECONDS = 0.3
 
 
@@ -54,7 +59,7 @@ def digest_arrays(tree: Any) -> str:
   digest = hashlib.sha256()
   for path, array in sorted(named.items()):
     digest.update(f"{'/'.join(path)} {array.dtype} {array.shape}\n".encode())
-    digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
   return digest.hexdigest()
 
 
@@ -97,6 +102,7 @@ class Checkpoints:
     self._workdir = workdir
     self._belongs_to = dict(belongs_to or {})
     self._damaged: set[int] = set()
+    self._best_of: dict[int, int] = {}  # Epoch of a checkpoint -> epoch with its best tables.
     if read_only and not os.path.isdir(self._directory):
       raise UserError(f"{workdir}: contains no checkpoints; pass the --workdir of a training run")
     if os.path.exists(self._directory) and not os.path.isdir(self._directory):
@@ -106,7 +112,9 @@ class Checkpoints:
     self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     self._manager = None
     if not read_only:
-      options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
+      options = ocp.CheckpointManagerOptions(
+        preservation_policy=_NewestAndTheirBest(self._best_of), cleanup_tmp_directories=True
+      )
       self._manager = ocp.CheckpointManager(self._directory, options=options)
 
   def __enter__(self) -> "Checkpoints":
@@ -136,7 +144,15 @@ class Checkpoints:
         "resumes from the previous checkpoint"
       ) from error
 
-  def save(self, epoch: int, state: Any, best: Any, log: str | None = None) -> None:
+  def save(
+    self,
+    epoch: int,
+    state: Any,
+    best: Any,
+    log: str | None = None,
+    tables: Mapping[str, Any] | None = None,
+    best_epoch: int = 0,
+  ) -> None:
     """Saves the items in the background, unless this epoch is saved already and whole.
 
     Args:
@@ -144,6 +160,8 @@ class Checkpoints:
       state: arrays from which training resumes.
       best: variables with the best validation metric.
       log: digest of the records of metrics.jsonl up to this epoch.
+      tables: tables by name, if they are not part of `state`.
+      best_epoch: with tables, the epoch of `best`, which must be saved, too.
 
     Raises:
       SaveError: if this or the previous save cannot be written.
@@ -157,6 +175,12 @@ class Checkpoints:
       "log": log,
     }
     items = {"state": ocp.args.StandardSave(state), "best": ocp.args.StandardSave(best)}
+    if tables:
+      content["items"]["tables"] = digest_arrays(tables)
+      content["tables"] = {name: list(table.shape) for name, table in tables.items()}
+      content["best_epoch"] = best_epoch
+      self._best_of[epoch] = best_epoch
+      items["tables"] = ocp.args.StandardSave(dict(tables))
     items["manifest"] = ocp.args.JsonSave(digests.seal(content))
     with self._user_errors():
       if epoch in self._damaged:
@@ -170,7 +194,9 @@ class Checkpoints:
     with self._user_errors():
       self._manager.wait_until_finished()
 
-  def restore_state(self, like: Any, best_like: Any) -> Restored | None:
+  def restore_state(
+    self, like: Any, best_like: Any, tables_like: Mapping[str, Any] | None = None
+  ) -> Restored | None:
     """Restores the newest whole state; None without checkpoint.
 
     A damaged `best` with it is remembered, so that the next `save` of its epoch replaces it.
@@ -178,11 +204,15 @@ class Checkpoints:
     Args:
       like: arrays with the structure, shapes and devices of the state.
       best_like: the same for `best`.
+      tables_like: the same for tables that are not part of the state.
+
+    Returns:
+      The state; with tables (state, tables).
 
     Raises:
       UserError: if every checkpoint is damaged, or belongs to another run.
     """
-    restored = self._restore_newest("state", like)
+    restored = self._restore_newest("state", like, tables_like)
     if restored is not None:
       try:
         self._restore(restored.epoch, "best", best_like)
@@ -192,16 +222,35 @@ class Checkpoints:
     return restored
 
   def restore_best(self, like: Any) -> Restored | None:
-    """Restores the newest whole best variables; as `restore_state`."""
+    """Restores the newest whole best variables, tables included; as `restore_state`."""
     return self._restore_newest("best", like)
 
-  def _restore_newest(self, item: str, like: Any) -> Restored | None:
+  def restore_tables(self, epoch: int, like: Mapping[str, Any]) -> dict[str, Any]:
+    """Restores the tables of one checkpoint.
+
+    Raises:
+      UserError: if they are missing or damaged.
+    """
+    try:
+      return self._restore(epoch, "tables", dict(like)).item
+    except _DamagedError as error:
+      raise UserError(
+        f"{self._directory}/{epoch}: cannot restore the best tables ({error}); restore the folder "
+        "from a copy, or train in another --workdir"
+      ) from error
+
+  def _restore_newest(
+    self, item: str, like: Any, tables_like: Mapping[str, Any] | None = None
+  ) -> Restored | None:
     failed: dict[int, str] = {}
     # Listed again after each failure: a run that trains at the same time saves and deletes.
     while epochs := [e for e in saved_epochs(self._workdir) if e not in failed]:
       epoch = epochs[-1]
       try:
         restored = self._restore(epoch, item, like)
+        if tables_like:
+          tables = self._restore(epoch, "tables", dict(tables_like))
+          restored = restored._replace(item=(restored.item, tables.item))
       except _DamagedError as error:
         failed[epoch] = str(error)
         continue
@@ -245,6 +294,28 @@ class Checkpoints:
       UserError: if it belongs to another run.
     """
     path = os.path.join(self._directory, str(epoch))
+    if item == "best" and os.path.isdir(os.path.join(path, "tables")):
+      return self._restore_best_with_tables(epoch, like)
+    return self._restore_item(epoch, item, like)[0]
+
+  def _restore_best_with_tables(self, epoch: int, like: Any) -> Restored:
+    """Restores best variables whose tables are those of another checkpoint."""
+    params = dict(like["params"])
+    tables_like = params.pop(_TABLES, None)
+    best, manifest = self._restore_item(epoch, "best", {**like, "params": params})
+    if tables_like is None:
+      return best
+    # Saved tables may have more rows, which fill up shards.
+    shapes = {
+      name: jax.ShapeDtypeStruct(tuple(manifest["tables"][name]), t.dtype, sharding=t.sharding)
+      for name, t in tables_like.items()
+    }
+    tables = self._restore_item(manifest["best_epoch"], "tables", shapes)[0].item
+    return best._replace(item={**best.item, "params": {**best.item["params"], _TABLES: tables}})
+
+  def _restore_item(self, epoch: int, item: str, like: Any) -> tuple[Restored, Mapping[str, Any]]:
+    """Returns an item of one checkpoint, verified, and the manifest; raises as `_restore`."""
+    path = os.path.join(self._directory, str(epoch))
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     wanted = {item: ocp.args.StandardRestore(abstract)}
     if os.path.isdir(os.path.join(path, "manifest")):
@@ -255,12 +326,12 @@ class Checkpoints:
     arrays, manifest = found[item], found.get("manifest")
     if "manifest" not in wanted:
       _warn(f"{path}: saved by an older version; cannot be verified")
-      return Restored(epoch, arrays, None)
+      return Restored(epoch, arrays, None), {}
     if not isinstance(manifest, dict) or not digests.is_sealed(manifest):
       raise _DamagedError("its manifest changed since it was saved")
     if manifest["epoch"] != epoch:
       raise _DamagedError(f"it was saved as epoch {manifest['epoch']}")
-    if manifest["items"][item] != digest_arrays(arrays):
+    if manifest["items"].get(item) != digest_arrays(arrays):
       raise _DamagedError(f"'{item}' is not what was saved")
     for name, expected in manifest["belongs_to"].items():
       require(
@@ -270,7 +341,27 @@ class Checkpoints:
         else f"{os.path.join(self._workdir, name)}: changed since the run began; restore it from a "
         "copy, or train in another --workdir",
       )
-    return Restored(epoch, arrays, manifest["log"])
+    if "best_epoch" in manifest:
+      self._best_of[epoch] = manifest["best_epoch"]
+    return Restored(epoch, arrays, manifest["log"]), manifest
+
+
+class _NewestAndTheirBest(PreservationPolicy):
+  """Keeps the newest checkpoints, and those that hold the best tables of them.
+
+  Attributes:
+    best_of: epoch of a checkpoint -> epoch with its best tables.
+  """
+
+  def __init__(self, best_of: Mapping[int, int]):
+    self.best_of = best_of
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    """Returns whether to keep each checkpoint."""
+    del context
+    newest = {each.step for each in checkpoints[-KEPT:]}
+    kept = newest | {self.best_of[epoch] for epoch in newest if epoch in self.best_of}
+    return [each.step in kept for each in checkpoints]
 
 
 @contextlib.contextmanager

@@ -61,6 +61,10 @@ class _PopulationResults(TypedDict):
 
 
 _LOCATIONS = ("data_dir",)  # Keys that may change when a run resumes.
+# Keys that older runs do not have, with what they did. With row-wise updates, tables can move to
+# another number of devices.
+_ADDED = {"optimizer.embedding.updates": "dense", "model.embedding_shards": 1}
+_PLACEMENT = ("train.devices", "model.embedding_shards")
 
 
 @contextlib.contextmanager
@@ -177,8 +181,10 @@ def require_same(workdir: str, settings: Mapping[str, Any]) -> None:
   Raises:
     UserError: naming a key that differs.
   """
-  before, now = _flatten(read_config(workdir)), _flatten(settings)
-  changed = [k for k in {**before, **now} if before.get(k) != now.get(k) and k not in _LOCATIONS]
+  before, now = _ADDED | _flatten(read_config(workdir)), _flatten(settings)
+  is_by_rows = now.get("optimizer.embedding.updates") == "rows"
+  free = (*_LOCATIONS, *(_PLACEMENT if is_by_rows else ()))
+  changed = [k for k in {**before, **now} if before.get(k) != now.get(k) and k not in free]
   if changed:
     key = changed[0]
     raise UserError(

@@ -129,7 +129,7 @@ def test_average_follows_the_parameters(setup):
       lambda e, p, d=decay: d * e + (1 - d) * np.float64(p), expected, jax.device_get(state.params)
     )
   assert_close(state.average["params"], expected, 1e-5)
-  assert state.variables is state.average
+  assert_close(state.variables, state.average, 0)
 
 
 def test_keys_differ_by_purpose_epoch_and_step():

@@ -1,0 +1,214 @@
+"""Choice of how embedding tables are trained and placed: densely, by rows, on which devices."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+
+from mmoe_jax import models, parallel
+from mmoe_jax.data import Schema
+from mmoe_jax.errors import require, require_known
+from mmoe_jax.models.embedding import ROW_MULTIPLE, TABLES
+from mmoe_jax.training import optimizer
+from mmoe_jax.training.row_optimizer import create_row_optimizer, find_unsupported
+from mmoe_jax.training.row_updates import DENSE_TABLES, DenseTables, RowWiseTables
+
+# Numbers in all tables from which `auto` updates rows, see benchmarks/README.md.
+LARGE = 1 << 21
+# Models whose loss or tables do not fit: a penalty on all rows, or a table per task.
+_DENSE_ONLY = {
+  "l2_constrained": "its penalty depends on every row of the tables",
+  "single_task": "each task has separate tables",
+}
+_FREE_SHARE = 0.5  # Share of a device's memory that tables and their optimizer state may take.
+
+
+def resolve(config: Any, schema: Schema, devices: parallel.Devices) -> Any:
+  """Returns the config with what `auto` and 0 leave open: `updates` and `embedding_shards`.
+
+  Args:
+    config: settings of a run, validated.
+    schema: features and tasks of the run.
+    devices: devices of the run.
+
+  Raises:
+    UserError: for a choice that is not possible, with the reason.
+  """
+  config = config.copy_and_resolve_references()
+  size = table_size(config, schema)
+  settings = config.optimizer.embedding
+  updates = choose_updates(config, size)
+  with config.unlocked():
+    settings["updates"] = updates
+    config.model["embedding_shards"] = _choose_shards(config, size, updates, devices)
+  return config
+
+
+def dense(config: Any, user: str) -> Any:
+  """Returns the config with dense updates, for runs that support no others.
+
+  Args:
+    config: settings.
+    user: what needs them.
+
+  Raises:
+    UserError: if the config asks for others.
+  """
+  settings = config.optimizer.embedding
+  require(
+    settings.get("updates", "dense") != "rows" and settings.name not in optimizer.ROWWISE_ONLY,
+    f"config.optimizer.embedding.updates = 'rows': {user} keeps the best tables of each member in "
+    "memory and updates them densely; set 'dense', and another optimizer than 'rowwise_adagrad'",
+  )
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.optimizer.embedding["updates"] = "dense"
+    config.model["embedding_shards"] = 1
+  return config
+
+
+def table_size(config: Any, schema: Schema) -> int:
+  """Returns how many numbers all tables of a run contain."""
+  model = models.create_model(config.model, schema)
+  return sum(table.rows * table.dim for table in model.tables)
+
+
+def choose_updates(config: Any, size: int) -> str:
+  """Returns `dense` or `rows`: config.optimizer.embedding.updates, or what `auto` chooses.
+
+  Args:
+    config: settings of a run.
+    size: how many numbers all tables contain.
+
+  Raises:
+    UserError: if rows are asked for, and a setting excludes them.
+  """
+  settings, where = config.optimizer.embedding, "config.optimizer.embedding"
+  updates = settings.get("updates", "dense")
+  require_known(updates, optimizer.UPDATES, f"{where}.updates")
+  is_rowwise_only = settings.name in optimizer.ROWWISE_ONLY
+  fault = find_unsupported(settings)
+  fault = f"{where}.{fault}" if fault else None
+  if config.model.name in _DENSE_ONLY:
+    fault = f"config.model.name = '{config.model.name}': {_DENSE_ONLY[config.model.name]}"
+  if updates == "rows" or is_rowwise_only:
+    require(updates != "dense", f"{where}.updates = 'dense': '{settings.name}' updates rows only")
+    require(
+      fault is None, f"{fault}; row-wise updates are not possible; set {where}.updates = 'dense'"
+    )
+    return "rows"
+  return "rows" if updates == "auto" and size > LARGE and fault is None else "dense"
+
+
+def describe(config: Any, schema: Schema) -> str:
+  """Returns a line on how large tables are trained; empty for small ones.
+
+  Args:
+    config: settings of a run, after `resolve`.
+    schema: features and tasks of the run.
+  """
+  settings = config.optimizer.embedding
+  if settings["updates"] == "rows":
+    model = models.create_model(config.model, schema)
+    rows = sum(table.rows for table in model.tables)
+    name = {"adam": "lazy Adam"}.get(settings.name, settings.name)
+    parts = [f"embedding tables of {rows:,} rows: a step updates only the rows it reads, by {name}"]
+    if config.train.average_decay:
+      parts.append("their vectors are not averaged")
+    if config.model.embedding_shards > 1:
+      parts.append(f"sharded over {config.model.embedding_shards} devices")
+    return "; ".join(parts)
+  if table_size(config, schema) > LARGE:
+    return (
+      "warning: every step updates all rows of large embedding tables; "
+      "config.optimizer.embedding.updates = 'rows' is faster, without weight decay and momentum"
+    )
+  return ""
+
+
+def create_tables(
+  config: Any,
+  model: models.Model,
+  steps_per_epoch: int,
+  epochs: int,
+  devices: int = 1,
+  axis_name: str | None = None,
+  is_sharded: bool = False,
+) -> DenseTables | RowWiseTables:
+  """Creates the training of the tables.
+
+  Args:
+    config: settings of a run, after `resolve`; otherwise updates are dense.
+    model: the model.
+    steps_per_epoch: number of steps per epoch.
+    epochs: number of epochs.
+    devices: number of devices that share a batch.
+    axis_name: name of their axis, if there are several.
+    is_sharded: whether each device owns a range of the rows.
+  """
+  if not _is_by_rows(config.optimizer):
+    return DENSE_TABLES
+  return RowWiseTables(
+    model.tables,
+    create_row_optimizer(config.optimizer.embedding, steps_per_epoch, epochs),
+    model.embedding_init_std,
+    config.optimizer.clip_norm,
+    devices,
+    axis_name,
+    is_sharded,
+  )
+
+
+def create_dense_optimizer(
+  settings: Mapping[str, Any], steps_per_epoch: int, epochs: int
+) -> optax.GradientTransformation:
+  """Creates the optimizer of all parameters that RowWiseTables does not update."""
+  if not _is_by_rows(settings):
+    return optimizer.create_optimizer(settings, steps_per_epoch, epochs)
+  # RowWiseTables clips, because the norm includes that of the rows.
+  without_clipping = {**settings, "clip_norm": 0.0}
+  return optimizer.create_optimizer(without_clipping, steps_per_epoch, epochs, ("dense",))
+
+
+def sharded_leaves(state: Any, is_sharded: bool) -> Any:
+  """Returns a tree like a State, with whether each leaf is sharded; None for small tables.
+
+  Args:
+    state: a State, or its shapes.
+    is_sharded: whether tables are.
+  """
+  if not hasattr(state.opt_state, "rows"):
+    return None
+  no = jax.tree.map(lambda _: False, state)
+  if not is_sharded:
+    return no
+  yes = lambda tree: jax.tree.map(lambda _: True, tree)
+  return no.replace(
+    params={**no.params, TABLES: yes(no.params[TABLES])},
+    opt_state=no.opt_state._replace(rows=yes(no.opt_state.rows)),
+  )
+
+
+def _is_by_rows(settings: Mapping[str, Any]) -> bool:
+  return settings["embedding"].get("updates", "dense") == "rows"
+
+
+def _choose_shards(config: Any, size: int, updates: str, devices: parallel.Devices) -> int:
+  shards = config.model.get("embedding_shards", 0)
+  where = f"config.model.embedding_shards = {shards}"
+  require(
+    shards in (0, 1, devices.count),
+    f"{where}: must be 0, 1 or {devices.count}, the number of devices",
+  )
+  if shards > 1:
+    require(updates == "rows", f"{where}: needs config.optimizer.embedding.updates = 'rows'")
+  if shards == 0 and updates == "rows" and devices.count > 1:
+    memory = devices.memory()
+    # Tables, and optimizer state of at most twice their size.
+    shards = devices.count if memory and 3 * 4 * size > _FREE_SHARE * memory else 1
+  require(
+    ROW_MULTIPLE % max(1, shards) == 0,
+    f"{where}: tables are sharded over a number of devices that divides {ROW_MULTIPLE} only",
+  )
+  return max(1, shards)
