@@ -223,7 +223,7 @@ def test_every_setting_of_every_model_is_in_the_config():
   wired |= {"feature_lengths", "feature_poolings"}
   for name, model in models.MODELS.items():
     fields = {f.name for f in dataclasses.fields(model)} - wired
-    own = {"name", "embedding_dim", "embedding_dim_of"}
+    own = {"name", "embedding_dim", "embedding_dim_of", "embedding_shards"}
     assert set(census.get_config(name).model) == fields | own
 
 

@@ -35,11 +35,13 @@ class Assessment(NamedTuple):
     metrics: metrics of the held-out rows by name, see evaluate.make_compute_metrics.
     gates: gate_statistics.statistics of the held-out rows; None for a model without gates.
     task_weights_T: weight of each task's loss in the next step.
+    zero_rows: table -> number of rows that L1 set to zero, with row-wise updates.
   """
 
   metrics: dict[str, Array]
   gates: dict[str, Array] | None
   task_weights_T: Array
+  zero_rows: Mapping[str, Array]
 
 
 class Learner(NamedTuple):
@@ -117,7 +119,9 @@ def create_learner(
       gates = gate_statistics.statistics(gates_TxNxE, held_out.views[""])
     value = evaluate.selection(metrics, config.select, tasks)
     task_weights_T = weighting.weights(state.weighting)
-    return keep_best(state, value, epoch), Assessment(metrics, gates, task_weights_T)
+    zero_rows = tables.count_zero_rows(state.params)
+    assessment = Assessment(metrics, gates, task_weights_T, zero_rows)
+    return keep_best(state, value, epoch), assessment
 
   return Learner(
     model=eval_model,

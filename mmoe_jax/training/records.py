@@ -45,6 +45,7 @@ def describe_epoch(
     record[f"train/{task}/loss"] = float(loss)
     record[f"train/{task}/weight"] = float(weight)
   record |= {f"validation/{name}": value for name, value in values.items()}
+  record |= {f"embedding/{k}/zero_rows": int(n) for k, n in assessment.zero_rows.items()}
   if assessment.gates is not None:
     record |= gate_statistics.scalars(assessment.gates, tasks)
     if warnings := gate_statistics.collapsed(assessment.gates, tasks):

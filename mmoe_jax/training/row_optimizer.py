@@ -25,11 +25,13 @@ class RowOptimizer(NamedTuple):
   Attributes:
     init: table (V, D) -> its state, arrays (V, …).
     update: (gradients (N, D), rows (N, D), their state (N, …), step) -> (rows, state). Rows with a
-      gradient of 0 stay as they are, except under momentum.
+      gradient of 0 stay as they are, except by lazy Adam.
+    has_l1: whether a penalty sets rows to zero.
   """
 
   init: Callable[[Array], State]
   update: Callable[[Array, Array, State, Array], tuple[Array, State]]
+  has_l1: bool = False
 
 
 Schedule = Callable[[Array], Array]
@@ -153,7 +155,7 @@ def ftrl(
       "n": jnp.zeros_like(table_VxD),
     }
 
-  return RowOptimizer(init, update)
+  return RowOptimizer(init, update, has_l1=l1 > 0)
 
 
 _OF_NAME: dict[str, Callable[..., RowOptimizer]] = {

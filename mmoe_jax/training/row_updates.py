@@ -117,14 +117,20 @@ class DenseTables:
     tx: optax.GradientTransformation,
     params: Any,
     opt_state: Any,
+    trained: Trained,
     grads: Trained,
     rows: Mapping[str, Rows],
     step: Array,
   ) -> tuple[Any, Any]:
     """Updates all parameters by the optimizer."""
-    del rows, step
+    del trained, rows, step
     updates, opt_state = tx.update(grads.params, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
+
+  def count_zero_rows(self, params: Any) -> dict[str, Array]:
+    """Returns no counts."""
+    del params
+    return {}
 
 
 DENSE_TABLES = DenseTables()
@@ -216,7 +222,7 @@ class RowWiseTables:
     """
     found, slots = {}, dict(opt_state.slots)
     for name, layout in self._layouts.items():
-      own_BxF = layout.row_numbers(features["ids"])
+      own_BxF = _materialise(layout.row_numbers(features["ids"]), layout.padded_rows)
       size = slots[name].shape[0]
       local_BxF = jnp.where(weights_B[:, None] == 0, jnp.int32(2**31 - 1), own_BxF)
       local_N = self._gather(local_BxF).reshape(-1)
@@ -224,7 +230,9 @@ class RowWiseTables:
         local_N = _own_rows(local_N, size, self._axis_name)
       positions_N = jnp.arange(local_N.shape[0], dtype=jnp.int32)
       slots[name] = slots[name].at[local_N].set(positions_N, mode="drop")
-      first_N = slots[name].at[local_N].get(mode="fill", fill_value=local_N.shape[0])
+      first_N = slots[name].at[local_N].get(mode="clip")
+      first_N = jnp.where(local_N < size, first_N, local_N.shape[0])
+      first_N = _materialise(first_N, local_N.shape[0])
       found[name] = Rows(own_BxF, local_N, first_N)
     return found, opt_state._replace(slots=slots)
 
@@ -268,6 +276,7 @@ class RowWiseTables:
     tx: optax.GradientTransformation,
     params: Any,
     opt_state: RowState,
+    trained: Trained,
     grads: Trained,
     rows: Mapping[str, Rows],
     step: Array,
@@ -278,6 +287,7 @@ class RowWiseTables:
       tx: optimizer of the dense parameters, without clipping.
       params: parameters with tables.
       opt_state: optimizer state.
+      trained: result of `read`.
       grads: gradients; `vectors` as from `sum_equal`.
       rows: result of `locate`.
       step: number of steps taken before.
@@ -293,15 +303,28 @@ class RowWiseTables:
       positions_N = jnp.arange(count, dtype=jnp.int32)
       # Positions that another one stands for write beyond the table, which drops them.
       target_N = jnp.where(first_N == positions_N, local_N, size + positions_N)
-      take = lambda a, at_N=local_N: a.at[at_N].get(mode="fill", fill_value=0)
+      take = lambda a, at_N=local_N: a.at[at_N].get(mode="clip")
       put = lambda a, new, at_N=target_N: a.at[at_N].set(new, mode="drop", unique_indices=True)
       state_N = jax.tree.map(take, opt_state.rows[name])
-      new_NxD, new_state_N = self._optimizer.update(
-        grads.vectors[name], take(table_VxD), state_N, step
-      )
+      is_read = self._axis_name is None  # Otherwise other devices read some of the rows.
+      old_NxD = trained.vectors[name].reshape(count, -1) if is_read else take(table_VxD)
+      new_NxD, new_state_N = self._optimizer.update(grads.vectors[name], old_NxD, state_N, step)
       tables[name] = put(table_VxD, new_NxD)
       states[name] = jax.tree.map(put, opt_state.rows[name], new_state_N)
     return {**dense, TABLES: tables}, opt_state._replace(dense=dense_state, rows=states)
+
+  def count_zero_rows(self, params: Any) -> dict[str, Array]:
+    """Returns for each table how many rows are 0, without those of unknown values.
+
+    Only an optimizer with an L1 penalty sets rows to zero; {} for others.
+    """
+    if not self._optimizer.has_l1:
+      return {}
+    counts = {}
+    for name, layout in self._layouts.items():
+      is_zero_V = (params[TABLES][name][: layout.rows] == 0).all(1)
+      counts[name] = is_zero_V.at[layout.first_rows].set(False).sum()
+    return counts
 
   def _clip(self, grads: Trained) -> Trained:
     """Scales all gradients so that their joint norm is at most the bound."""
@@ -352,19 +375,13 @@ def pad_table(table: Array, layout: TableLayout) -> Array:
   return jnp.pad(rows, ((0, layout.padded_rows - layout.rows), (0, 0)))
 
 
-def count_zero_rows(
-  tables: Mapping[str, Array], layouts: Sequence[TableLayout]
-) -> dict[str, Array]:
-  """Returns for each table how many of its rows are 0, without those of unknown values.
+def _materialise(numbers: Array, most: int) -> Array:
+  """Returns numbers from 0 to `most` as they are, by a remainder that changes none.
 
-  L1 sets rows to zero, see row_optimizer.ftrl.
+  XLA fuses cheap expressions into every consumer. A gather of vectors would compute the row of each
+  of its elements anew; a remainder counts as expensive, and is computed once.
   """
-  counts = {}
-  for layout in layouts:
-    is_zero_V = (tables[layout.name][: layout.rows] == 0).all(1)
-    is_zero_V = is_zero_V.at[layout.first_rows].set(False)
-    counts[layout.name] = is_zero_V.sum()
-  return counts
+  return jax.lax.rem(numbers, jnp.int32(most + 1))
 
 
 def _own_rows(rows_N: Array, size: int, axis_name: str | None) -> Array:

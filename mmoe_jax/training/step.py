@@ -225,7 +225,7 @@ def make_train_step(
       )
       grads = jax.tree.map(jnp.add, grads, penalty_grads)
 
-    params, opt_state = tables.update(tx, state.params, opt_state, grads, rows, state.step)
+    params, opt_state = tables.update(tx, state.params, opt_state, trained, grads, rows, state.step)
     current = {"params": params, "batch_stats": batch_stats}
     average = _update_average(state.average, current, average_decay, state.step)
     new_state = state.replace(
