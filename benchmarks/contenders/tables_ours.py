@@ -26,7 +26,8 @@ class TablesOurs(ours.Ours):
     """Compiles the run."""
     updates, name = VARIANTS[os.environ["CONTENDER_VARIANT"]]
     config = ours.config_of(task)
-    config.train.devices = 1
+    config.train.devices = int(os.environ.get("CONTENDER_DEVICES", "1"))
+    config.model.embedding_shards = int(os.environ.get("CONTENDER_SHARDS", "1"))
     config.model.embedding_dim = DIM
     settings = dict(config.optimizer.embedding) | {"name": name, "learning_rate": RATE}
     config.optimizer.embedding = ConfigDict(settings | {"updates": updates})

@@ -15,7 +15,7 @@ from mmoe_jax.training.row_optimizer import create_row_optimizer, find_unsupport
 from mmoe_jax.training.row_updates import DENSE_TABLES, DenseTables, RowWiseTables
 
 # Numbers in all tables from which `auto` updates rows, see benchmarks/README.md.
-LARGE = 1 << 21
+LARGE = 1 << 18
 # Models whose loss or tables do not fit: a penalty on all rows, or a table per task.
 _DENSE_ONLY = {
   "l2_constrained": "its penalty depends on every row of the tables",

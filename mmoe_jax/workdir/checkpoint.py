@@ -63,12 +63,12 @@ def digest_arrays(tree: Any) -> str:
   return digest.hexdigest()
 
 
-def read_arrays(workdir: str) -> dict[str, np.ndarray]:
-  """Reads the arrays of the last saved state by path, for comparing runs."""
+def read_arrays(workdir: str, item: str = "state") -> dict[str, np.ndarray]:
+  """Reads the arrays of an item of the last checkpoint by path, for comparing runs."""
   folder = os.path.abspath(os.path.join(workdir, CHECKPOINTS))
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # orbax warns that it takes the sharding from the file.
-    last = os.path.join(folder, str(saved_epochs(workdir)[-1]), "state")
+    last = os.path.join(folder, str(saved_epochs(workdir)[-1]), item)
     tree = ocp.PyTreeCheckpointer().restore(last)
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}

@@ -115,10 +115,10 @@ def test_a_resumed_run_is_bitwise_identical(config, tmp_path, stops, monkeypatch
   save = checkpoint.Checkpoints.save
   for stop in stops:
 
-    def dying(self, epoch, state, best, log=None, stop=stop):
+    def dying(self, epoch, *arguments, stop=stop):
       if epoch > stop:
         raise KeyboardInterrupt
-      save(self, epoch, state, best, log)
+      save(self, epoch, *arguments)
 
     monkeypatch.setattr(checkpoint.Checkpoints, "save", dying)
     with pytest.raises(KeyboardInterrupt):
