@@ -21,8 +21,14 @@ class Process:
     ready: its first answer, once it is ready.
   """
 
-  def __init__(self, command: Sequence[str], threads: int):
-    """Starts the process and waits until it is ready; it may use that many threads."""
+  def __init__(self, command: Sequence[str], threads: int, variant: str = ""):
+    """Starts the process and waits until it is ready.
+
+    Args:
+      command: the command.
+      threads: number of threads that it may use.
+      variant: its $CONTENDER_VARIANT.
+    """
     self._command = command
     self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (as long as the process)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
@@ -30,7 +36,7 @@ class Process:
     folder = tempfile.mkdtemp(prefix="mmoe_jax_race_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     settings = {"XDG_CACHE_HOME": folder, "TORCHINDUCTOR_CACHE_DIR": folder}
-    settings["CONTENDER_THREADS"] = str(threads)
+    settings |= {"CONTENDER_THREADS": str(threads), "CONTENDER_VARIANT": variant}
     self._process = subprocess.Popen(command, env={**os.environ, **settings}, text=True, **pipes)
     self.ready = self._answer()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -66,7 +67,9 @@ def serve(create: Callable[[Task], Contender]) -> None:
     if line.strip() == "epoch":
       start = time.perf_counter()
       rows = contender.train_epoch()
-      _answer(rows=rows, seconds=time.perf_counter() - start)
+      seconds = time.perf_counter() - start
+      peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+      _answer(rows=rows, seconds=seconds, peak_bytes=peak)
     else:
       np.save(scores, contender.scores())
       _answer()

@@ -1,7 +1,7 @@
 """Contender PyTorch with large tables: dense or sparse gradients, by $CONTENDER_VARIANT.
 
-The network is that of lean_torch.py. A sparse gradient is an uncoalesced tensor of the batch's rows;
-SparseAdam and Adagrad add up equal rows and update only these.
+The network is that of lean_torch.py. A sparse gradient holds the batch's rows alone; SparseAdam and
+Adagrad add up equal rows and update only these.
 """
 
 import os
