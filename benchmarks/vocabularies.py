@@ -3,10 +3,10 @@
   pip install -r benchmarks/requirements.txt
   python -m benchmarks.vocabularies --out runs/vocabularies
 
-The model has 8 id features of equal size, embeddings of 16, 4 numbers, 8 experts and 2 tasks;
-ids are uniform, so that few rows repeat within a batch: the worst case for memory. Each contender is
-a process that trains one epoch while the others wait; the first epoch is not counted. Contenders
-that touch every row in every step train on fewer rows, and not at all at sizes above --dense_most.
+The model has 8 id features of equal size, embeddings of 16, 4 numbers, 8 experts and 2 tasks; ids
+are uniform, so that few rows repeat within a batch: the worst case for memory. Each contender is a
+process that trains one epoch while the others wait; the first epoch is not counted. Contenders that
+update every row in every step train on fewer rows, and not at all at sizes above --dense_most.
 
 The floor is what a step cannot avoid: the bytes of the batch's rows and their state, read and
 written once, at the memory bandwidth of a copy. Writes table.json, table.md and vocabularies.png.

@@ -75,9 +75,12 @@ def make_eval_batch(split: Split, all_views: bool = True) -> EvalBatch:
   )
 
 
-def place(batch: EvalBatch, devices: Any) -> EvalBatch:
-  """Places a batch on the devices (parallel.Devices); rows of a chunk are sharded if possible."""
-  is_divisible = batch.features["ids"].shape[1] % devices.count == 0
+def place(batch: EvalBatch, devices: Any, has_sharded_tables: bool = False) -> EvalBatch:
+  """Places a batch on the devices (parallel.Devices); rows of a chunk are sharded if possible.
+
+  With sharded tables they are on every device: XLA would gather the tables for sharded rows.
+  """
+  is_divisible = batch.features["ids"].shape[1] % devices.count == 0 and not has_sharded_tables
   features = (
     devices.shard(batch.features, axis=1) if is_divisible else devices.replicate(batch.features)
   )

@@ -10,7 +10,6 @@ import flax.linen as nn
 import jax
 
 from mmoe_jax.errors import require
-from mmoe_jax.models.embedding import TableLayout, table_layouts
 
 Array = jax.Array
 
@@ -82,11 +81,6 @@ class Model(nn.Module):
   def tasks(self) -> int:
     """Number of tasks T."""
     return len(self.outputs)
-
-  @property
-  def tables(self) -> list[TableLayout]:
-    """Layouts of the embedding tables."""
-    return table_layouts(self.feature_sizes, self.embedding_dims, self.feature_lengths)
 
   @property
   def embedding(self) -> dict[str, Any]:

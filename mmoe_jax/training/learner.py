@@ -86,7 +86,7 @@ def create_learner(
   # Initialised and evaluated on one device, so batch norm averages over no axis there.
   eval_model = models.create_model(config.model, schema)
   horizon = (steps_per_epoch, config.train.epochs)
-  tables = table_updates.create_tables(config, eval_model, *horizon, devices, axis_name, is_sharded)
+  tables = table_updates.create_tables(config, schema, *horizon, devices, axis_name, is_sharded)
   tx = table_updates.create_dense_optimizer(config.optimizer, *horizon)
   weighting = create_task_weighting(
     config.loss.weighting,

@@ -61,7 +61,7 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
     epoch, state, log_digest = restored or (0, state, None)
     if is_first_host:
       _print_summary(run, schema, workdir)
-    held_out = evaluate.place(evaluate.make_eval_batch(splits["validation"], False), run.devices)
+    held_out = run.place(evaluate.make_eval_batch(splits["validation"], all_views=False))
     with logs.RunLog(workdir, epoch, config.train.epochs, is_first_host, True, log_digest) as log:
       elapsed_before = log.records[-1].get("wall_seconds", 0.0) if log.records else 0.0
       while epoch < config.train.epochs and not _is_out_of_patience(state, epoch, config):
@@ -108,7 +108,7 @@ def _evaluate_splits(
     splits = {**splits, "train": run.rows.sample}
     results["notes"]["train"] = f"measured on a random sample of {len(run.rows.sample):,} rows"
   for name, split in splits.items():
-    batch = evaluate.place(evaluate.make_eval_batch(split), run.devices)
+    batch = run.place(evaluate.make_eval_batch(split))
     metrics = jax.device_get(run.evaluate(variables, batch))
     evaluate.add_metrics(results, name, metrics)
   return results

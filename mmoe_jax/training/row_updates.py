@@ -88,14 +88,13 @@ class DenseTables:
     del key, given
     return params, opt_state
 
-  def open(self, opt_state: Any, params: Any) -> Any:
-    """Returns the optimizer state as it is."""
-    del params
-    return opt_state
+  def open(self, state: Any) -> Any:
+    """Returns the state as it is."""
+    return state
 
-  def close(self, opt_state: Any) -> Any:
-    """Returns the optimizer state as it is."""
-    return opt_state
+  def close(self, state: Any) -> Any:
+    """Returns the state as it is."""
+    return state
 
   def locate(self, opt_state: Any, features: Any, weights: Any) -> tuple[dict[str, Rows], Any]:
     """Returns no rows."""
@@ -197,15 +196,15 @@ class RowWiseTables:
     states = {name: self._optimizer.init(table) for name, table in tables.items()}
     return {**params, TABLES: tables}, RowState(opt_state, states, {})
 
-  def open(self, opt_state: RowState, params: Any) -> RowState:
-    """Adds the slots, which steps need."""
-    tables = params[TABLES]
+  def open(self, state: Any) -> Any:
+    """Returns the State of an epoch's start: with slots, which steps need."""
+    tables = state.params[TABLES]
     slots = {name: jnp.zeros(table.shape[0], jnp.int32) for name, table in tables.items()}
-    return opt_state._replace(slots=slots)
+    return state.replace(opt_state=state.opt_state._replace(slots=slots))
 
-  def close(self, opt_state: RowState) -> RowState:
-    """Removes the slots."""
-    return opt_state._replace(slots={})
+  def close(self, state: Any) -> Any:
+    """Returns the State of an epoch's end: without slots."""
+    return state.replace(opt_state=state.opt_state._replace(slots={}))
 
   def locate(
     self, opt_state: RowState, features: Mapping[str, Array], weights_B: Array

@@ -28,6 +28,7 @@ class Run(NamedTuple):
     rows: train rows.
     devices: devices of the run.
     config: its settings, with the choices that `auto` left open.
+    place: EvalBatch on the host -> on the devices.
     start_from: variables -> state before the first step with these instead of random ones.
     parameters: number of parameters.
   """
@@ -40,6 +41,7 @@ class Run(NamedTuple):
   rows: train_rows.Resident | train_rows.Streamed
   devices: parallel.Devices
   config: Any
+  place: Callable[[evaluate.EvalBatch], evaluate.EvalBatch]
   start_from: Callable[[Any], State]
   parameters: int
 
@@ -94,6 +96,7 @@ def compile_run(config: Any, schema: data.Schema, split: data.Split | data.Store
     rows=rows,
     devices=devices,
     config=config,
+    place=lambda batch: evaluate.place(batch, devices, is_sharded),
     start_from=lambda variables: devices.init(learner.init, spec, key, one_row, variables),
     parameters=layers.parameter_count(jax.eval_shape(learner.model.init, key, one_row)["params"]),
   )

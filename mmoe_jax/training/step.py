@@ -313,9 +313,8 @@ def make_train_epoch(
       batch = jax.tree.map(lambda a: a[rows_B], rows)
       return step(state, batch._replace(weights=batch.weights * is_real_B), key)
 
-    state = state.replace(opt_state=tables.open(state.opt_state, state.params))
-    state, task_losses = jax.lax.scan(body, state, (rows_SxB, is_real_SxB))
-    return state.replace(opt_state=tables.close(state.opt_state)), task_losses
+    state, task_losses = jax.lax.scan(body, tables.open(state), (rows_SxB, is_real_SxB))
+    return tables.close(state), task_losses
 
   return epoch
 

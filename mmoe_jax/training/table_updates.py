@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import optax
 
-from mmoe_jax import models, parallel
+from mmoe_jax import parallel
 from mmoe_jax.data import Schema
 from mmoe_jax.errors import require, require_known
-from mmoe_jax.models.embedding import ROW_MULTIPLE, TABLES
+from mmoe_jax.models.embedding import ROW_MULTIPLE, TABLES, TableLayout, table_layouts
 from mmoe_jax.training import optimizer
 from mmoe_jax.training.row_optimizer import create_row_optimizer, find_unsupported
 from mmoe_jax.training.row_updates import DENSE_TABLES, DenseTables, RowWiseTables
@@ -70,8 +70,14 @@ def dense(config: Any, user: str) -> Any:
 
 def table_size(config: Any, schema: Schema) -> int:
   """Returns how many numbers all tables of a run contain."""
-  model = models.create_model(config.model, schema)
-  return sum(table.rows * table.dim for table in model.tables)
+  return sum(table.rows * table.dim for table in layouts_of(config, schema))
+
+
+def layouts_of(config: Any, schema: Schema) -> list[TableLayout]:
+  """Returns the layout of each table of a run."""
+  features, model = schema.id_features, config.model
+  dims = [model.embedding_dim_of.get(f.name, model.embedding_dim) for f in features]
+  return table_layouts([f.size for f in features], dims, [f.length for f in features])
 
 
 def choose_updates(config: Any, size: int) -> str:
@@ -110,8 +116,7 @@ def describe(config: Any, schema: Schema) -> str:
   """
   settings = config.optimizer.embedding
   if settings["updates"] == "rows":
-    model = models.create_model(config.model, schema)
-    rows = sum(table.rows for table in model.tables)
+    rows = sum(table.rows for table in layouts_of(config, schema))
     name = {"adam": "lazy Adam"}.get(settings.name, settings.name)
     parts = [f"embedding tables of {rows:,} rows: a step updates only the rows it reads, by {name}"]
     if config.train.average_decay:
@@ -129,7 +134,7 @@ def describe(config: Any, schema: Schema) -> str:
 
 def create_tables(
   config: Any,
-  model: models.Model,
+  schema: Schema,
   steps_per_epoch: int,
   epochs: int,
   devices: int = 1,
@@ -140,7 +145,7 @@ def create_tables(
 
   Args:
     config: settings of a run, after `resolve`; otherwise updates are dense.
-    model: the model.
+    schema: features and tasks of the run.
     steps_per_epoch: number of steps per epoch.
     epochs: number of epochs.
     devices: number of devices that share a batch.
@@ -150,9 +155,9 @@ def create_tables(
   if not _is_by_rows(config.optimizer):
     return DENSE_TABLES
   return RowWiseTables(
-    model.tables,
+    layouts_of(config, schema),
     create_row_optimizer(config.optimizer.embedding, steps_per_epoch, epochs),
-    model.embedding_init_std,
+    config.model.get("embedding_init_std", 0.05),
     config.optimizer.clip_norm,
     devices,
     axis_name,

@@ -129,7 +129,7 @@ def test_evaluation_of_sharded_tables_does_not_gather_them(by_rows):
   by_rows.train.devices = by_rows.model.embedding_shards = 4
   schema, splits = data.load(by_rows.data_dir, **by_rows.data)
   run = compile_run(by_rows, schema, splits["train"])
-  batch = evaluate.place(evaluate.make_eval_batch(splits["validation"]), run.devices)
+  batch = run.place(evaluate.make_eval_batch(splits["validation"]))
   text = parallel.jit(run.learner.evaluate).lower(run.state.variables, batch).compile().as_text()
   table = run.state.params["embedding"]["table_4"]
   assert len(table) == 4 * table.addressable_shards[0].data.shape[0]
