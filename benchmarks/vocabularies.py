@@ -58,7 +58,7 @@ def write_arrays(path: str, table_rows: int, rows: int) -> None:
 def measure(
   names: Sequence[str], table_rows: int, batch_size: int, rounds: int, python: str
 ) -> list[dict[str, Any]]:
-  """Trains the contenders in turns.
+  """Trains the contenders in interleaved epochs.
 
   Args:
     names: keys of CONTENDERS.

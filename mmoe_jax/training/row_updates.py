@@ -378,7 +378,7 @@ def _materialise(numbers: Array, most: int) -> Array:
   """Returns numbers from 0 to `most` as they are, by a remainder that changes none.
 
   XLA fuses cheap expressions into every consumer. A gather of vectors would compute the row of each
-  of its elements anew; a remainder counts as expensive, and is computed once.
+  of its elements again; a remainder counts as expensive, and is computed once.
   """
   return jax.lax.rem(numbers, jnp.int32(most + 1))
 

@@ -14,7 +14,7 @@ from mmoe_jax.workdir.checkpoint import Checkpoints
 
 
 def has_tables_apart(state: State) -> bool:
-  """Returns whether the best variables lack the tables."""
+  """Returns whether the best variables have no tables."""
   return TABLES in state.params and TABLES not in state.best.variables["params"]
 
 
