@@ -141,7 +141,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   data.tasks = arg["tasks"] or TASKS[arg["model"]]
   # demo, or paper: neither education nor marital_stat is a feature.
   data.protocol = arg["protocol"]
-  data.numeric = "both"  # standardize, bins, both, log_int or none; see data_prep/README.md.
+  data.numeric = "both"  # standardize, bins, both, piecewise, log_int or none.
   data.exclude = ()  # Further columns that are no features.
   data.crosses = ()  # Crossed features, such as ("sex#education",).
 
@@ -159,7 +159,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
   for group in ("dense", "embedding"):  # All other parameters, and embedding tables.
     config.optimizer[group] = ConfigDict(
       {
-        "name": "adam",  # adam, adagrad, sgd, or ftrl with other keys (census_demo.py).
+        # adam, adagrad, sgd, or ftrl with other keys (census_demo.py); of tables also
+        # rowwise_adagrad.
+        "name": "adam",
         "learning_rate": 5e-3,  # The highest: after warm-up, before decay.
         "weight_decay": 0.0,  # Decoupled, on kernels and tables.
         "schedule": "cosine",  # constant, cosine or linear; the last two end at zero.

@@ -72,7 +72,7 @@ def resume_folder(out: str, identity: str) -> Iterator[str]:
     try:
       yield folder
       put_in_place(folder, out)
-    except Exception:  # An interrupt leaves the folder; an error would only come again.
+    except Exception:  # An interrupt leaves the folder; after an error, start again.
       shutil.rmtree(tmp_path, ignore_errors=True)
       raise
     shutil.rmtree(tmp_path)

@@ -72,9 +72,8 @@ def prepare(
     jobs, names = _plan(spec, groups, needed, scratch, part_bytes)
     identity = _identity(spec, jobs, out)
     with _folder(out, identity) as folder:
-      reader = functools.lru_cache(maxsize=None)(parts.read) if executor is None else parts.read
-      if executor is not None or not _is_small(jobs):
-        reader = parts.read
+      is_kept = executor is None and _is_small(jobs)  # For the second pass.
+      reader = functools.lru_cache(maxsize=None)(parts.read) if is_kept else parts.read
       run = Runner(executor, workers, reader)
       rows, schema = _first_pass(spec, jobs, folder, run, progress, sources or {}, names)
       jobs = _with_folders(jobs, rows, folder, out)
@@ -129,7 +128,7 @@ def _identity(spec: spec_lib.Spec, jobs: Sequence[PartJob], out: str) -> str:
 
 
 def _folder(out: str, identity: str) -> Any:
-  """Returns a context of the folder that is written; that of a remote `out` has its records."""
+  """Returns a context of the folder to write; for a remote `out`, of records only."""
   if not locations.is_remote(out):
     return output.resume_folder(out, identity)
   errors.require(

@@ -25,7 +25,7 @@ class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     buckets: hash, list: number of buckets that values share by a hash.
     transform: number: `identity`, `log1p` or `quantile`, before it is standardised.
     bins: number: maximum number of quantile bins.
-    log_int: number: whether floor(log(x + 1)) is a feature, too.
+    log_int: number: whether floor(log(x + 1)) is a further form, of `numeric=log_int`.
     missing: texts that stand for a missing value; numbers with missing values get an indicator.
     separator: list: separator of values in a text.
     length: list: values per row that are kept; 0 for as many as train rows have, up to 32.

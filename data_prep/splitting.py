@@ -62,7 +62,7 @@ class Shares:
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-  """Rows are split by time; rows without one are train rows."""
+  """Rows are split by time; a row without one is an error."""
 
   column: str
   validation_from: str

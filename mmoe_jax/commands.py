@@ -64,7 +64,7 @@ def run(main: Callable[[list[str]], None], resumes: bool = False) -> None:
         raise
       _fail(UserError(text))
     except KeyboardInterrupt:
-      ending = "the same command resumes from the last checkpoint" if resumes else "ended"
+      ending = "the same command resumes" if resumes else "ended"
       _print(f"\ninterrupted; {ending}")
       os._exit(130)  # Saving threads must not delay a Ctrl-C.
 

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
   for line in totals.lines(predictor.schema, inputs[0] if len(inputs) == 1 else "the input"):
     print(line, file=sys.stderr)
   for column, (count, _) in totals.unknown.items():
-    print(f"column '{column}': {count:,} values that training did not contain")
+    print(f"column '{column}': {count:,} values that its vocabulary does not contain")
   tasks = ", ".join(task.name for task in predictor.schema.tasks)
   print(f"{totals.rows:,} rows scored for {tasks} in {_OUTPUT.value}")
   if _BAD_ROWS.value:

@@ -1,4 +1,4 @@
-"""Manifest of prepared data: size and digest of every file, verified once per start."""
+"""Manifest of prepared data: digests of its files; those that are read are verified per start."""
 
 import os
 import sys

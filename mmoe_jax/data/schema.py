@@ -13,7 +13,7 @@ import numpy as np
 
 from mmoe_jax.data.conditions import parse_condition
 
-UNKNOWN = 0  # Id of every value that train rows do not contain, and of absent values of a list.
+UNKNOWN = 0  # Id of values that the vocabulary does not contain, and of absent values of a list.
 KINDS = ("binary", "multiclass", "regression")
 TRANSFORMS = ("log1p", "identity", "quantile")
 POOLINGS = ("mean", "sum")
@@ -165,7 +165,7 @@ class EncodedRows:
     labels: (N, T) float32, see Task, NaN where missing; None if not requested.
     weights: (N,) float32 sample weights; None if not requested.
     slices: (N, S) bool, whether a row is in each slice; None if not requested.
-    unknown: column -> number of values that train rows do not contain, and the first of them.
+    unknown: column -> number of values that its vocabulary does not contain, and the first of them.
     dropped: column -> number of values of lists beyond the length of the feature.
   """
 

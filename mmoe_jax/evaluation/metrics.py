@@ -1,7 +1,8 @@
 """Metrics on the device: pure functions of (outputs, labels, weights) for jit and vmap.
 
-All are exact. Rows of weight 0 do not count: masks, slices and padding are weights. A row without a
-label (NaN) must have weight 0. OF_KIND lists the metrics of each kind of task.
+None is approximated by bins; see `auc` for its rounding. Rows of weight 0 do not count: masks,
+slices and padding are weights. A row without a label (NaN) must have weight 0. OF_KIND lists the
+metrics of each kind of task.
 
 Shape letters: N rows, C classes.
 """

@@ -1,4 +1,4 @@
-"""Models: a paper per file, one signature; see base.Model."""
+"""Models: one signature, see base.Model; a paper per file, and its baselines."""
 
 from mmoe_jax.models.aitm import AITM
 from mmoe_jax.models.base import Model

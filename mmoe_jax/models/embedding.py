@@ -91,7 +91,7 @@ class FeatureEmbedding(nn.Module):
   """Embeds id features and appends the numeric ones.
 
   There is one table per distinct width, see TableLayout. Row 0 of each feature, the id of unknown
-  values, starts at zero: training has no unknown values, so they add nothing rather than noise.
+  values, starts at zero: where train rows have no unknown values, these add nothing, not noise.
 
   Training that updates only the rows of a batch (training/row_updates.py) differentiates by the
   vectors: it passes them as the feature `vectors`, and the tables are not read.

@@ -41,7 +41,7 @@ class Totals:
   Attributes:
     rows: rows with scores.
     bad: rows that were set aside.
-    unknown: column -> values that training did not contain, and the first of them.
+    unknown: column -> number of values outside its vocabulary, and the first of them.
     dropped: column -> values of lists beyond those that the model reads.
   """
 
@@ -101,8 +101,8 @@ def score_files(
     UserError: naming the error in a file.
     OSError: if a file cannot be read or written.
   """
-  for path in (output, bad_rows):
-    _require_free(predictor, inputs, path)
+  for flag, path in (("output", output), ("bad_rows", bad_rows)):
+    _require_free(predictor, inputs, path, flag)
   names = [*keep, *predictor.columns]
   require(
     len(set(names)) == len(names),
@@ -274,7 +274,7 @@ def _parts_folder(
       file.write(identity)
     try:
       yield folder
-    except Exception:  # An interrupt leaves the parts; an error would only come again.
+    except Exception:  # An interrupt leaves the parts; after an error, start again.
       shutil.rmtree(folder, ignore_errors=True)
       raise
     shutil.rmtree(folder)
@@ -309,14 +309,14 @@ def _write_bad_rows(paths: Sequence[str], output: str) -> None:
           shutil.copyfileobj(part, file)
 
 
-def _require_free(predictor: Predictor, inputs: Sequence[str], path: str) -> None:
+def _require_free(predictor: Predictor, inputs: Sequence[str], path: str, flag: str) -> None:
   """Raises UserError if a path to write is an input, or a file of the run."""
   if not path or locations.is_remote(path):
-    require(path not in inputs, f"--output={path}: is the input; use another file")
+    require(path not in inputs, f"--{flag}={path}: is the input; use another file")
     return
   for source in inputs:
     is_input = (
       not locations.is_remote(source) and os.path.exists(path) and os.path.samefile(source, path)
     )
-    require(not is_input, f"--output={path}: is the input; use another file")
+    require(not is_input, f"--{flag}={path}: is the input; use another file")
   contract.require_free(predictor.workdir, path)

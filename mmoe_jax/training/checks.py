@@ -28,6 +28,7 @@ from mmoe_jax.training.task_weighting import BALANCING, METHODS
 
 Override = Mapping[str, Any]
 _MAX_EPOCHS = 1_000_000
+_MEMBER_GROUPS = ("model", "loss", "optimizer")  # Their floats may differ between members.
 
 
 def check_config(config: Any, schema: data.Schema) -> None:
@@ -202,6 +203,11 @@ def check_members(
     )
     for key, value in member.items():
       override(config, {key: value})  # Raises UserError for an unknown key.
+      require(
+        key in ("seed", "train.average_decay") or key.split(".")[0] in _MEMBER_GROUPS,
+        f"config.{key}: members share it; they may differ in the seed, train.average_decay and "
+        f"floats of {', '.join(_MEMBER_GROUPS)}",
+      )
       values = value if isinstance(value, tuple) else (value,)
       is_float = all(isinstance(v, float) for v in values)
       is_seed = key == "seed" and isinstance(value, int)

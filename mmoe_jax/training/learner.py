@@ -48,7 +48,7 @@ class Learner(NamedTuple):
   """The pure functions of a run.
 
   Attributes:
-    model: the model, as it is evaluated.
+    model: the model without a device axis, for initialising and evaluating.
     init: (key, features, variables to start from or None) -> State before the first step.
     epoch: (state, rows, key) -> (state, TaskLosses (S, T)).
     assess: (state, held-out EvalBatch, epoch) -> (state, Assessment): evaluates the current

@@ -35,8 +35,8 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
 
   Returns:
     The content of results.json: metrics by name for each split, `best_epoch`, `epochs`,
-    `rows_per_second`, `wall_seconds`, `parameters`, `notes` on undefined metrics, `gates` at the
-    best epoch and `warnings` about them.
+    `train_rows`, `rows_per_second`, `wall_seconds`, `parameters`, `notes` on undefined metrics,
+    `gates` at the best epoch and `warnings` about them.
 
   Raises:
     UserError: for impossible settings or data, and for a loss that is not finite.

@@ -104,7 +104,7 @@ def penalty(sown: Any, weights_B: Array, axis_name: str | None = None) -> Array:
     axis_name: device axis that rows are sharded over, if any.
 
   Returns:
-    A scalar; under a device axis this device's share, as in `weighted_mean`.
+    A scalar, whose mean over devices is the total, as in `weighted_mean`.
   """
   total = jnp.float32(0)
   for value in jax.tree.leaves(sown):

@@ -1,6 +1,6 @@
 """Functions of one member of a population, on one device.
 
-Members share the config except the seed and some floats, which are traced: a `Member` holds these.
+Members differ only in their seed and in float settings, which are traced: a `Member` holds these.
 Data is either each member's own or shared; both are dictionaries with disjoint keys.
 """
 
@@ -44,7 +44,7 @@ class MemberFunctions(NamedTuple):
     block: (state, (member, is_active), (rows, epoch, block)) -> (state, TaskLosses): the steps of
       a block of streamed rows.
     assess: (state, (member, is_active), (data, epoch)) -> (state, Assessment).
-    evaluate: ((), (member, variables), data) -> metrics by name.
+    evaluate: ((), (member, variables), data) -> (metrics by name, ()).
     evaluate_with_logits: the same -> (metrics, logits (rows padded to chunks, O)).
   """
 
@@ -100,8 +100,8 @@ def create_member_functions(
   ) -> tuple[State, Assessment]:
     (member, is_active), (shared_data, number) = member_and_activity, shared
     learner = learner_of(member.settings)
-    train = lambda state: learner.assess(state, shared_data["held_out"], number)
-    return _if_active(is_active, train, state)
+    evaluate_one = lambda state: learner.assess(state, shared_data["held_out"], number)
+    return _if_active(is_active, evaluate_one, state)
 
   def evaluate_member(
     _: Any, member_and_variables: tuple[Member, Any], shared_data: Any, with_logits: bool

@@ -49,7 +49,7 @@ class Streamed:
   """Train rows that stay on disk; blocks of them are read ahead in a thread.
 
   An epoch reads strips of STRIP rows in random order, R rows per block, and shuffles each block's
-  rows on the device: a batch is a sample of the strips of its block. All blocks consist of full
+  rows on the device: rows mix only within a block. All blocks consist of full
   batches; the last one holds the remaining rows.
 
   Attributes:

@@ -231,6 +231,7 @@ def test_members_may_have_data_of_their_own(config, tmp_path):
     ([{"seed": -1}], "seed = -1: must be from 0"),
     ([{"model.experts": 4}], r"config\.model\.experts = 4: members may differ in the seed, in fl"),
     ([{"model.experts": 4.0}], r"config\.model\.experts = 4\.0: members may differ in the seed"),
+    ([{"train.memory_gib": 0.5}], r"config\.train\.memory_gib: members share it"),
     ([{"model.gate_hidden": (8,)}], r"other settings need a separate population"),
     ([{"optimizer.dense.learning_rat": 0.1}], "did you mean 'learning_rate'"),
     ([{"optimizer.dense.learning_rate": -0.1}], "must be a number >= 0"),
