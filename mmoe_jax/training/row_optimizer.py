@@ -71,11 +71,12 @@ def adagrad(schedule: Schedule, initial: float = 0.1, eps: float = 1e-7) -> RowO
   return RowOptimizer(lambda table: {"squares": jnp.full_like(table, initial)}, update)
 
 
-def rowwise_adagrad(schedule: Schedule, initial: float = 0.1, eps: float = 1e-7) -> RowOptimizer:
+def rowwise_adagrad(schedule: Schedule, initial: float = 0.0, eps: float = 1e-8) -> RowOptimizer:
   """Creates Adagrad with one accumulator per row: the mean of its coordinates' squares.
 
-  n ← n + mean over d of g_d²,  w ← w − rate · g / sqrt(n + eps). It has no dense form here. Its
-  state is 1 / D of Adagrad's.
+  n ← n + mean over d of g_d²,  w ← w − rate · g / (sqrt(n) + eps). It has no dense form here. Its
+  state is 1 / D of Adagrad's. Gradients of the mean loss of a batch are small for a row that occurs
+  once; so n starts at 0, where Adagrad's usual 0.1 would outweigh them for long.
 
   Args:
     schedule: learning rate by step.
@@ -89,8 +90,8 @@ def rowwise_adagrad(schedule: Schedule, initial: float = 0.1, eps: float = 1e-7)
 
   def update(grads_NxD: Array, rows_NxD: Array, state: State, step: Array) -> tuple[Array, State]:
     sums_N = state["squares"] + (grads_NxD**2).mean(1)
-    scale_N = jnp.where(sums_N > 0, jax.lax.rsqrt(sums_N + eps), 0.0)
-    return rows_NxD - schedule(step) * grads_NxD * scale_N[:, None], {"squares": sums_N}
+    scale_N = schedule(step) / (jnp.sqrt(sums_N) + eps)
+    return rows_NxD - grads_NxD * scale_N[:, None], {"squares": sums_N}
 
   def init(table_VxD: Array) -> State:
     return {"squares": jnp.full(table_VxD.shape[0], initial, jnp.float32)}

@@ -14,8 +14,9 @@ from mmoe_jax.training import optimizer
 from mmoe_jax.training.row_optimizer import create_row_optimizer, find_unsupported
 from mmoe_jax.training.row_updates import DENSE_TABLES, DenseTables, RowWiseTables
 
-# Numbers in all tables from which `auto` updates rows, see benchmarks/README.md.
-LARGE = 1 << 18
+# `auto` updates rows if tables have more numbers than this per id that a step reads; measured, see
+# benchmarks/README.md.
+LARGE = 64
 # Models whose loss or tables do not fit: a penalty on all rows, or a table per task.
 _DENSE_ONLY = {
   "l2_constrained": "its penalty depends on every row of the tables",
@@ -36,12 +37,13 @@ def resolve(config: Any, schema: Schema, devices: parallel.Devices) -> Any:
     UserError: for a choice that is not possible, with the reason.
   """
   config = config.copy_and_resolve_references()
-  size = table_size(config, schema)
   settings = config.optimizer.embedding
-  updates = choose_updates(config, size)
+  updates = choose_updates(config, is_large(config, schema))
   with config.unlocked():
     settings["updates"] = updates
-    config.model["embedding_shards"] = _choose_shards(config, size, updates, devices)
+    config.model["embedding_shards"] = _choose_shards(
+      config, table_size(config, schema), updates, devices
+    )
   return config
 
 
@@ -73,6 +75,12 @@ def table_size(config: Any, schema: Schema) -> int:
   return sum(table.rows * table.dim for table in layouts_of(config, schema))
 
 
+def is_large(config: Any, schema: Schema) -> bool:
+  """Returns whether updating whole tables costs more than updating the rows of a batch."""
+  ids = config.train.batch_size * schema.id_count
+  return table_size(config, schema) > LARGE * ids
+
+
 def layouts_of(config: Any, schema: Schema) -> list[TableLayout]:
   """Returns the layout of each table of a run."""
   features, model = schema.id_features, config.model
@@ -80,12 +88,12 @@ def layouts_of(config: Any, schema: Schema) -> list[TableLayout]:
   return table_layouts([f.size for f in features], dims, [f.length for f in features])
 
 
-def choose_updates(config: Any, size: int) -> str:
+def choose_updates(config: Any, large: bool) -> str:
   """Returns `dense` or `rows`: config.optimizer.embedding.updates, or what `auto` chooses.
 
   Args:
     config: settings of a run.
-    size: how many numbers all tables contain.
+    large: result of `is_large`.
 
   Raises:
     UserError: if rows are asked for, and a setting excludes them.
@@ -104,7 +112,7 @@ def choose_updates(config: Any, size: int) -> str:
       fault is None, f"{fault}; row-wise updates are not possible; set {where}.updates = 'dense'"
     )
     return "rows"
-  return "rows" if updates == "auto" and size > LARGE and fault is None else "dense"
+  return "rows" if updates == "auto" and large and fault is None else "dense"
 
 
 def describe(config: Any, schema: Schema) -> str:
@@ -124,7 +132,7 @@ def describe(config: Any, schema: Schema) -> str:
     if config.model.embedding_shards > 1:
       parts.append(f"sharded over {config.model.embedding_shards} devices")
     return "; ".join(parts)
-  if table_size(config, schema) > LARGE:
+  if is_large(config, schema):
     return (
       "warning: every step updates all rows of large embedding tables; "
       "config.optimizer.embedding.updates = 'rows' is faster, without weight decay and momentum"

@@ -137,7 +137,7 @@ def test_evaluation_of_sharded_tables_does_not_gather_them(by_rows):
 
 
 def test_large_tables_are_updated_by_rows_and_it_is_said(config, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(table_updates, "LARGE", 100)
+  monkeypatch.setattr(table_updates, "LARGE", 0)
   assert config.optimizer.embedding.updates == "auto"
   config.train.epochs = 1
   loop.train_and_evaluate(config, str(tmp_path / "w"))
