@@ -228,14 +228,8 @@ def make_train_step(
     params, opt_state = tables.update(tx, state.params, opt_state, trained, grads, rows, state.step)
     current = {"params": params, "batch_stats": batch_stats}
     average = _update_average(state.average, current, average_decay, state.step)
-    new_state = state.replace(
-      step=state.step + 1,
-      params=params,
-      batch_stats=batch_stats,
-      average=average,
-      opt_state=opt_state,
-      weighting=weighting_state,
-    )
+    new_state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats)
+    new_state = new_state.replace(average=average, opt_state=opt_state, weighting=weighting_state)
     return new_state, TaskLosses(losses_T, label_weights_T)
 
   return step
