@@ -12,6 +12,7 @@ import pytest
 from configs import smoke
 from mmoe_jax import parallel
 from mmoe_jax.errors import UserError
+from mmoe_jax.parallel import hosts, programs
 from mmoe_jax.training import loop
 from tests import ROOT
 from tests.commands import command, environment
@@ -46,7 +47,7 @@ def test_compiled_function_gets_its_shard_and_keeps_state_in_place(count):
 
 def test_options_that_this_xla_does_not_know_are_left_out(monkeypatch):
   known = {"xla_cpu_multi_thread_eigen": False}
-  monkeypatch.setattr(parallel, "_CPU_OPTIONS", {"xla_cpu_no_such_option": 1, **known})
+  monkeypatch.setattr(programs, "_CPU_OPTIONS", {"xla_cpu_no_such_option": 1, **known})
   assert parallel.cpu_options.__wrapped__() == known
 
 
@@ -102,10 +103,10 @@ def test_two_hosts_equal_one(prepared, tmp_path):
 def test_an_unused_accelerator_gives_a_warning(monkeypatch, capsys, tmp_path):
   monkeypatch.delenv("JAX_PLATFORMS", raising=False)
   (tmp_path / "nvidia0").touch()
-  monkeypatch.setattr(parallel, "_ACCELERATORS", (str(tmp_path / "accel*"),))
+  monkeypatch.setattr(hosts, "_ACCELERATORS", (str(tmp_path / "accel*"),))
   parallel.warn_of_unused_accelerator()
   assert capsys.readouterr().err == ""
-  monkeypatch.setattr(parallel, "_ACCELERATORS", (str(tmp_path / "nvidia*"),))
+  monkeypatch.setattr(hosts, "_ACCELERATORS", (str(tmp_path / "nvidia*"),))
   parallel.warn_of_unused_accelerator()
   assert "nvidia*), but JAX runs on the CPU; install" in capsys.readouterr().err
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")

@@ -175,7 +175,7 @@ def make_train_step(
     loss_fn: (logits_BxO, labels_BxT) -> loss_BxT, see losses.elementwise.
     average_decay: decay of the moving average of the parameters; None for no average.
     axis_name: device axis that the rows of a batch are sharded over, if any.
-    tables: how embedding tables are trained: with all other parameters, or by the batch's rows.
+    tables: how embedding tables are trained.
   """
   mean_over_devices = lambda tree: tree if axis_name is None else jax.lax.pmean(tree, axis_name)
   sum_over_devices = lambda tree: tree if axis_name is None else jax.lax.psum(tree, axis_name)
@@ -183,7 +183,6 @@ def make_train_step(
   def step(state: State, batch: Batch, key: Array) -> tuple[State, TaskLosses]:
     shard = 0 if axis_name is None else jax.lax.axis_index(axis_name)
     dropout_key = fold_in(key, "dropout", state.step, shard)
-    shared_key = fold_in(key, "shared", state.step)  # The same on all devices.
     weights_BxT = losses.label_weights(batch.labels, batch.weights)
     label_weights_T = sum_over_devices(weights_BxT.sum(0))
     rows, opt_state = tables.locate(state.opt_state, batch.features, batch.weights)
@@ -193,7 +192,7 @@ def make_train_step(
         {"params": trained.params, "batch_stats": state.batch_stats},
         {**batch.features, "vectors": trained.vectors},
         train=True,
-        rngs={"dropout": dropout_key, "shared": shared_key},
+        rngs={"dropout": dropout_key, "shared": fold_in(key, "shared", state.step)},
         mutable=["batch_stats", "losses"],
       )
       loss_BxT = loss_fn(logits_BxO, batch.labels)
