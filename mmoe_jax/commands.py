@@ -64,10 +64,19 @@ def run(main: Callable[[list[str]], None], resumes: bool = False) -> None:
         raise
       _fail(UserError(text))
     except KeyboardInterrupt:
-      ending = "the same command resumes" if resumes else "ended"
-      _print(f"\ninterrupted; {ending}")
-      os._exit(130)  # Saving threads must not delay a Ctrl-C.
+      end()
 
+  def end() -> NoReturn:
+    _print(f"\ninterrupted; {'the same command resumes' if resumes else 'ended'}")
+    os._exit(130)  # Saving threads must not delay a Ctrl-C.
+
+  def report(lost: Any) -> None:
+    # Python discards errors in a callback of the garbage collector, where JAX has one.
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+      end()
+    sys.__unraisablehook__(lost)
+
+  sys.unraisablehook = report
   signal.signal(signal.SIGINT, _interrupt)
   app.run(guarded, flags_parser=parse)
 

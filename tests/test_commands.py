@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -117,3 +118,27 @@ def test_an_interrupt_is_one_line_at_any_time(prepared, tmp_path, wait_for):
   assert "Traceback" not in rest
   assert rest.strip().endswith("interrupted; the same command resumes")
   assert os.path.exists(tmp_path / "w") == bool(wait_for)
+
+
+def test_an_interrupt_in_a_callback_of_the_garbage_collector_is_one_line():
+  code = """
+import gc
+from mmoe_jax import commands
+
+def main(argv):
+  def interrupted(*_):
+    gc.callbacks.clear()
+    raise KeyboardInterrupt
+  gc.callbacks.append(interrupted)
+  gc.collect()
+  print("went on")
+
+commands.run(main, resumes=True)
+"""
+  words = [sys.executable, "-c", code]
+  done = subprocess.run(
+    words, cwd=ROOT, env=environment(), text=True, capture_output=True, check=False
+  )
+  assert done.returncode == 130
+  assert done.stderr.strip() == "interrupted; the same command resumes"
+  assert done.stdout == ""
