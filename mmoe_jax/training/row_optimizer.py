@@ -90,7 +90,8 @@ def rowwise_adagrad(schedule: Schedule, initial: float = 0.0, eps: float = 1e-8)
 
   def update(grads_NxD: Array, rows_NxD: Array, state: State, step: Array) -> tuple[Array, State]:
     sums_N = state["squares"] + (grads_NxD**2).mean(1)
-    scale_N = schedule(step) / (jnp.sqrt(sums_N) + eps)
+    # A row whose gradient was always 0 stays, also without eps.
+    scale_N = jnp.where(sums_N > 0, schedule(step) / (jnp.sqrt(sums_N) + eps), 0.0)
     return rows_NxD - grads_NxD * scale_N[:, None], {"squares": sums_N}
 
   def init(table_VxD: Array) -> State:

@@ -75,7 +75,7 @@ class Trained(NamedTuple):
 class DenseTables:
   """Tables that are parameters like all others: every step updates all rows."""
 
-  def with_shapes(self, features: Mapping[str, Array]) -> Mapping[str, Any]:
+  def with_vectors(self, features: Mapping[str, Array]) -> Mapping[str, Any]:
     """Returns features for the model's init, which initialises the tables, too."""
     return features
 
@@ -164,7 +164,7 @@ class RowWiseTables:
     self._init_std, self._clip_norm = init_std, clip_norm
     self._devices, self._axis_name, self._is_sharded = devices, axis_name, is_sharded
 
-  def with_shapes(self, features: Mapping[str, Array]) -> Mapping[str, Any]:
+  def with_vectors(self, features: Mapping[str, Array]) -> Mapping[str, Any]:
     """Returns features with vectors, so that the model's init creates no tables."""
     vectors = {
       name: jnp.zeros((*layout.row_numbers(features["ids"]).shape, layout.dim))

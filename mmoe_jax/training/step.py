@@ -137,7 +137,7 @@ def init_state(
     variables: variables to start from; None for random ones.
   """
   if variables is None:
-    variables = model.init(fold_in(key, "init"), tables.with_shapes(features))
+    variables = model.init(fold_in(key, "init"), tables.with_vectors(features))
   dense, given = tables.split(variables["params"])
   batch_stats = variables.get("batch_stats", {})
   current = {"params": dense, "batch_stats": batch_stats}

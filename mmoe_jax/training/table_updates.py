@@ -57,11 +57,15 @@ def dense(config: Any, user: str) -> Any:
   Raises:
     UserError: if the config asks for others.
   """
-  settings = config.optimizer.embedding
+  settings, where = config.optimizer.embedding, "config.optimizer.embedding"
+  reason = f"{user} keeps the best tables of each member in memory and updates whole tables"
   require(
-    settings.get("updates", "dense") != "rows" and settings.name not in optimizer.ROWWISE_ONLY,
-    f"config.optimizer.embedding.updates = 'rows': {user} keeps the best tables of each member in "
-    "memory and updates them densely; set 'dense', and another optimizer than 'rowwise_adagrad'",
+    settings.name not in optimizer.ROWWISE_ONLY,
+    f"{where}.name = '{settings.name}': updates rows only, but {reason}; use another optimizer",
+  )
+  require(
+    settings.get("updates", "dense") != "rows",
+    f"{where}.updates = 'rows': {reason}; set 'dense'",
   )
   config = config.copy_and_resolve_references()
   with config.unlocked():
@@ -106,10 +110,13 @@ def choose_updates(config: Any, large: bool) -> str:
   fault = f"{where}.{fault}" if fault else None
   if config.model.name in _DENSE_ONLY:
     fault = f"config.model.name = '{config.model.name}': {_DENSE_ONLY[config.model.name]}"
-  if updates == "rows" or is_rowwise_only:
+  if is_rowwise_only:
     require(updates != "dense", f"{where}.updates = 'dense': '{settings.name}' updates rows only")
+    require(fault is None, f"{fault}, but '{settings.name}' updates rows only; change one of them")
+    return "rows"
+  if updates == "rows":
     require(
-      fault is None, f"{fault}; row-wise updates are not possible; set {where}.updates = 'dense'"
+      fault is None, f"{fault}, so rows alone cannot be updated; set {where}.updates = 'dense'"
     )
     return "rows"
   return "rows" if updates == "auto" and large and fault is None else "dense"

@@ -310,7 +310,10 @@ class Checkpoints:
       name: jax.ShapeDtypeStruct(tuple(manifest["tables"][name]), t.dtype, sharding=t.sharding)
       for name, t in tables_like.items()
     }
-    tables = self._restore_item(manifest["best_epoch"], "tables", shapes)[0].item
+    try:
+      tables = self._restore_item(manifest["best_epoch"], "tables", shapes)[0].item
+    except _DamagedError as error:
+      raise _DamagedError(f"tables of epoch {manifest['best_epoch']}: {error}") from error
     return best._replace(item={**best.item, "params": {**best.item["params"], _TABLES: tables}})
 
   def _restore_item(self, epoch: int, item: str, like: Any) -> tuple[Restored, Mapping[str, Any]]:
@@ -349,8 +352,7 @@ class Checkpoints:
 class _NewestAndTheirBest(PreservationPolicy):
   """Keeps the newest checkpoints, and those that hold the best tables of them.
 
-  Attributes:
-    best_of: epoch of a checkpoint -> epoch with its best tables.
+  `best_of` maps the epoch of a checkpoint to that with its best tables.
   """
 
   def __init__(self, best_of: Mapping[int, int]):
