@@ -350,10 +350,7 @@ class Checkpoints:
 
 
 class _NewestAndTheirBest(PreservationPolicy):
-  """Keeps the newest checkpoints, and those that hold the best tables of them.
-
-  `best_of` maps the epoch of a checkpoint to that with its best tables.
-  """
+  """Keeps the newest checkpoints, and those with their best tables: epoch -> epoch `best_of`."""
 
   def __init__(self, best_of: Mapping[int, int]):
     self.best_of = best_of
