@@ -29,9 +29,11 @@ from ml_collections import ConfigDict
 
 from configs import smoke
 from data_prep import census_income
-from mmoe_jax.training import population
-from tests import census_rows
+from mmoe_jax.training import loop, population
+from tests import census_rows, programs
 
+# Tracing allocates many objects that live long; memory is bounded per module, below.
+gc.set_threshold(50_000, 20, 100)
 # (B,) + (B, 1) is a bug that broadcasting would hide.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -42,6 +44,14 @@ def _bounded_memory():
   yield
   jax.clear_caches()
   gc.collect()
+
+
+@pytest.fixture(scope="module")
+def _shared_programs():
+  """Lets runs of a module with equal settings and train rows share their compiled programs."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop, "compile_run", programs.remember(loop.compile_run))
+    yield
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ from mmoe_jax.prediction.predictor import Predictor
 from mmoe_jax.training import loop
 from mmoe_jax.workdir import checkpoint, contract
 
+pytestmark = pytest.mark.usefixtures("_shared_programs")
+
 
 @pytest.fixture(scope="module")
 def trained(prepared, tmp_path_factory):

@@ -17,6 +17,8 @@ from mmoe_jax.training import loop, population, table_updates
 from mmoe_jax.training.run import compile_run
 from mmoe_jax.workdir import checkpoint, contract
 
+pytestmark = pytest.mark.usefixtures("_shared_programs")
+
 
 @pytest.fixture
 def by_rows(config):

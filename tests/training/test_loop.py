@@ -16,6 +16,8 @@ from mmoe_jax.training.run import compile_run
 from mmoe_jax.training.step import TaskLosses
 from mmoe_jax.workdir import checkpoint, contract
 
+pytestmark = pytest.mark.usefixtures("_shared_programs")
+
 KEY = jax.random.key(0)
 TASKS = ("income_50k", "marital_stat")
 
@@ -29,7 +31,7 @@ def restored(workdir, config):
   schema, splits = data.load(
     config.data_dir, **config.data, budget=data.memory_budget(config.train.memory_gib)
   )
-  run = compile_run(config, schema, splits["train"])
+  run = loop.compile_run(config, schema, splits["train"])
   with checkpoint.Checkpoints(str(workdir), read_only=True) as checkpoints:
     return checkpoints.restore_state(run.state, run.state.best.variables).item
 
@@ -145,6 +147,7 @@ def test_a_finished_run_started_again_only_evaluates(config, tmp_path):
 
 def test_early_stopping_keeps_the_best_variables(config, tmp_path):
   config.train.epochs = 30
+  config.checkpoint.every_epochs = 30
   config.select.patience = 2
   for group in ("dense", "embedding"):
     config.optimizer[group].learning_rate = 0.05  # Overfits 2,003 rows within an epoch.
@@ -159,14 +162,15 @@ def test_early_stopping_keeps_the_best_variables(config, tmp_path):
 
 def test_the_best_variables_are_kept_without_early_stopping(config, tmp_path):
   # torch-rechub restores them only on an early stop.
-  config.train.epochs = 12
+  config.train.epochs = 6
+  config.checkpoint.every_epochs = 6
   config.select.patience = 0
   for group in ("dense", "embedding"):
     config.optimizer[group].learning_rate = 0.05
   results = loop.train_and_evaluate(config, str(tmp_path / "w"))
   lines = [json.loads(x) for x in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()]
   measured = [x["validation/income_50k/auc"] for x in lines]
-  assert results["best_epoch"] < 12
+  assert results["best_epoch"] < 6
   assert results["validation"]["income_50k/auc"] == pytest.approx(max(measured), abs=1e-6)
 
 

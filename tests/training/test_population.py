@@ -17,6 +17,8 @@ from mmoe_jax.training import loop, population
 from mmoe_jax.workdir import checkpoint, contract
 from tests.frames import read_frame
 
+pytestmark = pytest.mark.usefixtures("_shared_programs")
+
 AUC = "income_50k/auc"
 
 

@@ -7,6 +7,8 @@ import pytest
 from mmoe_jax.errors import UserError
 from mmoe_jax.training import loop
 
+pytestmark = pytest.mark.usefixtures("_shared_programs")
+
 
 def test_warm_start_takes_the_best_weights_of_another_run(config, tmp_path):
   first = loop.train_and_evaluate(config, str(tmp_path / "a"))
