@@ -11,6 +11,8 @@ import subprocess
 import sys
 
 import pytest
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from configs import smoke
 from mmoe_jax.config import override
@@ -27,6 +29,18 @@ SPACE = {
   "model.expert_dropout": ("uniform", 0.0, 0.5),
   "model.expert_hidden": ("choice", ((8,), (16, 8))),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_waiting_for_the_disk():
+  """Commits of a study outlive a killed process, as always, but not a power failure."""
+  event.listen(Engine, "connect", without_waiting)
+  yield
+  event.remove(Engine, "connect", without_waiting)
+
+
+def without_waiting(connection, _):
+  connection.execute("PRAGMA synchronous=OFF")
 
 
 class Trainer:
@@ -131,6 +145,7 @@ import pytest
 from configs import smoke
 from tests.training import test_search
 
+test_search.event.listen(test_search.Engine, "connect", test_search.without_waiting)
 config = smoke.get_config()
 config.data_dir, config.select.tasks = sys.argv[1], ("income_50k",)
 with pytest.MonkeyPatch.context() as patch:
