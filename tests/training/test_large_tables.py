@@ -18,6 +18,7 @@ from mmoe_jax.training.run import compile_run
 from mmoe_jax.workdir import checkpoint, contract
 
 pytestmark = pytest.mark.usefixtures("_shared_programs")
+OTHERS = [m for m in models.MODELS if m not in ("mmoe", "single_task", "l2_constrained", "esmm")]
 
 
 @pytest.fixture
@@ -68,15 +69,13 @@ def test_a_resumed_run_is_bitwise_identical(by_rows, tmp_path, monkeypatch, shar
 
 
 def test_a_run_moves_to_another_number_of_devices(by_rows, tmp_path, monkeypatch):
-  ends = []
-  for name, counts in (("one", (1, 1)), ("moved", (2, 4))):
-    workdir = str(tmp_path / name)
-    by_rows.train.devices = by_rows.model.embedding_shards = counts[0]
-    train_and_stop(by_rows, workdir, 1, monkeypatch)
-    by_rows.train.devices = by_rows.model.embedding_shards = counts[1]
-    results = loop.train_and_evaluate(by_rows, workdir)
-    ends.append((last_arrays(workdir), results["test"]))
-  (a, one), (b, moved) = ends
+  by_rows.train.devices = by_rows.model.embedding_shards = 1
+  one = loop.train_and_evaluate(by_rows, str(tmp_path / "one"))["test"]
+  by_rows.train.devices = by_rows.model.embedding_shards = 2
+  train_and_stop(by_rows, str(tmp_path / "moved"), 1, monkeypatch)
+  by_rows.train.devices = by_rows.model.embedding_shards = 4
+  moved = loop.train_and_evaluate(by_rows, str(tmp_path / "moved"))["test"]
+  a, b = (last_arrays(str(tmp_path / name)) for name in ("one", "moved"))
   for name in a:
     np.testing.assert_allclose(a[name], b[name], rtol=5e-3, atol=5e-4, err_msg=name)
   assert one["income_50k/auc"] == pytest.approx(moved["income_50k/auc"], abs=2e-3)
@@ -202,12 +201,18 @@ def test_populations_refuse_row_wise_updates(by_rows, tmp_path):
     population.train_population(by_rows, [{"seed": 0}], str(tmp_path / "w"))
 
 
-def test_every_other_model_trains_by_rows(by_rows):
+@pytest.mark.parametrize(
+  "name",
+  [
+    *("shared_bottom", "ple"),
+    *(pytest.param(m, marks=pytest.mark.slow) for m in OTHERS if m not in ("shared_bottom", "ple")),
+  ],
+)
+def test_every_other_model_trains_by_rows(by_rows, name):
+  by_rows.model = census.get_config(name).model
   schema, splits = data.load(by_rows.data_dir, **by_rows.data)
-  for name in set(models.MODELS) - {"single_task", "l2_constrained", "esmm"}:
-    by_rows.model = census.get_config(name).model
-    run = compile_run(by_rows, schema, splits["train"])
-    before = np.asarray(run.state.params["embedding"]["table_4"])
-    state, losses = run.train_epoch(run.state, 1)
-    assert np.isfinite(losses.losses).all(), name
-    assert np.abs(np.asarray(state.params["embedding"]["table_4"]) - before).max() > 1e-3, name
+  run = compile_run(by_rows, schema, splits["train"])
+  before = np.asarray(run.state.params["embedding"]["table_4"])
+  state, losses = run.train_epoch(run.state, 1)
+  assert np.isfinite(losses.losses).all()
+  assert np.abs(np.asarray(state.params["embedding"]["table_4"]) - before).max() > 1e-3
