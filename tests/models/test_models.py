@@ -46,7 +46,8 @@ def test_mmoe_equals_numpy_in_float64():
   params = jax.jit(model.init)(KEY, features)["params"]
   # Random biases, too: zeros would hide a missing one.
   params = jax.tree.map(lambda p: jnp.float32(rng.normal(size=p.shape) / 2), params)
-  logits, seen = model.apply({"params": params}, features, mutable=["intermediates"])
+  apply = jax.jit(model.apply, static_argnames="mutable")
+  logits, seen = apply({"params": params}, features, mutable="intermediates")
   expected, gates = reference.mmoe(
     jax.tree.map(np.asarray, params), sizes, dims, 3, 2, features["ids"], features["numeric"]
   )
@@ -64,7 +65,8 @@ def test_golden_parameter_count_and_first_loss():
   towers = 2 * ((16 + 1) * 8 + (8 + 1))
   assert layers.parameter_count(params) == 60 * 4 + experts + gates + towers == 3394
   labels = np.random.default_rng(1).integers(0, 2, (64, 2)).astype(np.int8)
-  loss = losses.binary_cross_entropy(model.apply({"params": params}, features), labels).mean(0)
+  logits = jax.jit(model.apply)({"params": params}, features)
+  loss = losses.binary_cross_entropy(logits, labels).mean(0)
   np.testing.assert_allclose(loss, GOLDEN_LOSS, rtol=1e-4)
 
 
@@ -78,7 +80,8 @@ def test_model_works_without_id_features_and_without_numbers():
       "ids": np.zeros((2, len(sizes)), np.uint8),
       "numeric": np.ones((2, numbers), np.float32),
     }
-    assert model.apply(jax.jit(model.init)(KEY, features), features).shape == (2, 2)
+    variables = jax.jit(model.init)(KEY, features)
+    assert jax.jit(model.apply)(variables, features).shape == (2, 2)
 
 
 def test_one_tasks_logit_depends_on_its_own_gate_and_tower_only():
@@ -86,7 +89,8 @@ def test_one_tasks_logit_depends_on_its_own_gate_and_tower_only():
   model = models.create_model(SETTINGS, schema_of(sizes, 1, 2))
   features = batch(np.random.default_rng(0), sizes, 5, 1)
   params = jax.jit(model.init)(KEY, features)["params"]
-  grads = jax.grad(lambda p: model.apply({"params": p}, features)[:, 0].sum())(params)
+  logit = lambda p: model.apply({"params": p}, features)[:, 0].sum()
+  grads = jax.jit(jax.grad(logit))(params)
   for part in ("gating", "towers"):
     for grad in jax.tree.leaves(grads[part]):
       np.testing.assert_array_equal(grad[1], 0)
@@ -152,10 +156,10 @@ def test_esmm_is_exact_where_probabilities_round_to_zero_and_one():
   params = {"towers": {"Dense_0": {"kernel": kernel, "bias": np.zeros((2, 1), np.float32)}}}
   z = np.array([[50, 60], [80, 2], [-90, 90], [-300, -400], [300, 400]], np.float32)
   features = {"ids": np.zeros((5, 0), np.uint8), "numeric": z}
-  logits = model.apply({"params": params}, features)
+  logits = jax.jit(model.apply)({"params": params}, features)
   joint = [50 - np.log1p(np.exp(-10)), 2, -90, -700, 300]
   np.testing.assert_allclose(logits, np.stack([z[:, 0], joint], 1), rtol=1e-6)
-  grads = jax.grad(lambda p: model.apply({"params": p}, features).sum())(params)
+  grads = jax.jit(jax.grad(lambda p: model.apply({"params": p}, features).sum()))(params)
   assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 

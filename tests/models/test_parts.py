@@ -10,11 +10,16 @@ from tests import reference
 from tests.models.test_models import KEY
 
 
+def init(module, x):
+  return jax.jit(lambda x: module.init(KEY, x, False))(x)
+
+
 def test_tucker_kernels_start_with_the_scale_of_dense_ones():
   # Factors with a variance of 1 / size would reduce the variance of the output.
   x = jax.random.normal(KEY, (2, 200, 300))
   layer = baselines.TuckerDense(400, (40, 50, 2))
-  outs = [layer.apply(layer.init(key, x), x) for key in jax.random.split(KEY, 4)]
+  run = jax.jit(lambda key, x: layer.apply(layer.init(key, x), x))
+  outs = [run(key, x) for key in jax.random.split(KEY, 4)]
   np.testing.assert_allclose(np.std(outs), 1, rtol=0.3)
 
 
@@ -22,10 +27,8 @@ def test_tucker_kernels_start_with_the_scale_of_dense_ones():
 def test_connections_open_as_often_as_the_penalty_says(log_alpha):
   count = 20000
   params = {"kernel": jnp.ones((1, count, 1, 1)), "log_alpha": jnp.full((1, count), log_alpha)}
-  run = lambda train: snr.Connections(count).apply(
-    {"params": params}, jnp.ones((1, 1, 1)), train, rngs={"shared": KEY}
-  )
-  z, is_open = run(True)
+  run = jax.jit(snr.Connections(count).apply, static_argnums=2)
+  z, is_open = run({"params": params}, jnp.ones((1, 1, 1)), True, rngs={"shared": KEY})
   u = reference.fresh_rng().uniform(size=10**6)
   s = 1 / (1 + np.exp(-(np.log(u) - np.log1p(-u) + log_alpha) / (2 / 3)))
   drawn = np.clip(1.2 * s - 0.1, 0, 1)
@@ -33,7 +36,7 @@ def test_connections_open_as_often_as_the_penalty_says(log_alpha):
   assert abs(float((z > 0).mean()) - float(is_open) / count) < sigmas / 2
   for statistic in (lambda a: (a == 0).mean(), lambda a: (a == 1).mean(), lambda a: a.mean()):
     assert abs(statistic(np.asarray(z)) - statistic(drawn)) < sigmas / 2
-  still, _ = run(False)
+  still, _ = run({"params": params}, jnp.ones((1, 1, 1)), False)
   np.testing.assert_allclose(still, np.clip(1.2 / (1 + np.exp(-log_alpha)) - 0.1, 0, 1), rtol=1e-5)
 
 
@@ -41,7 +44,7 @@ def test_smooth_step_is_a_step_with_a_smooth_middle():
   t = jnp.array([-9.0, -1.0, -0.5, 0.0, 0.5, 1.0, 9.0])
   step = dselect_k.smooth_step(t, 2.0)
   np.testing.assert_allclose(step, [0, 0, 0.15625, 0.5, 0.84375, 1, 1])
-  slopes = jax.vmap(jax.grad(lambda t: dselect_k.smooth_step(t, 2.0)))(t)
+  slopes = jax.jit(jax.vmap(jax.grad(lambda t: dselect_k.smooth_step(t, 2.0))))(t)
   np.testing.assert_allclose(slopes, [0, 0, 0.5625, 0.75, 0.5625, 0, 0], atol=1e-6)
 
 
@@ -52,7 +55,8 @@ def test_decided_selectors_pick_one_expert_each(experts):
   bits = codes.shape[1] // 2
   codes[0, bits + 1] = 9.0  # The first selector selects expert 0, the second expert 2.
   params = {"codes": {"kernel": jnp.float32(codes)}, "mixture": {"kernel": jnp.zeros((1, 2))}}
-  weights, selections = gate.apply({"params": params}, jnp.ones((1, 1)), True)
+  apply = jax.jit(gate.apply, static_argnums=2)
+  weights, selections = apply({"params": params}, jnp.ones((1, 1)), True)
   np.testing.assert_array_equal(weights[0], 0.5 * (np.eye(experts)[0] + np.eye(experts)[2]))
   np.testing.assert_array_equal(selections[0], np.eye(experts)[[0, 2]])
 
@@ -60,9 +64,9 @@ def test_decided_selectors_pick_one_expert_each(experts):
 def test_gate_dropout_renormalises_over_the_experts_that_are_left():
   x = reference.fresh_rng().normal(size=(5000, 6)).astype(np.float32)
   gate = layers.Gate(4, dropout=0.5)
-  variables = gate.init(KEY, x, False)
-  whole = np.asarray(gate.apply(variables, x, False), np.float64)
-  left = np.asarray(gate.apply(variables, x, True, rngs={"dropout": KEY}))
+  variables, apply = init(gate, x), jax.jit(gate.apply, static_argnums=2)
+  whole = np.asarray(apply(variables, x, False), np.float64)
+  left = np.asarray(apply(variables, x, True, rngs={"dropout": KEY}))
   open_ = left > 0
   expected = whole * open_ / (whole * open_).sum(1, keepdims=True)
   np.testing.assert_allclose(left, expected, rtol=1e-5)
@@ -73,16 +77,15 @@ def test_gate_dropout_renormalises_over_the_experts_that_are_left():
 def test_gate_dropout_never_takes_all_and_no_invisible_expert_comes_back():
   x = jnp.ones((2000, 3))
   gate = layers.Gate(4, dropout=0.99)
-  variables = gate.init(KEY, x, False)
+  variables, apply = init(gate, x), jax.jit(gate.apply, static_argnums=2)
   visible = jnp.array([True, False, True, False])
-  out = gate.apply(variables, x, True, visible, rngs={"dropout": KEY})
+  out = apply(variables, x, True, visible, rngs={"dropout": KEY})
   np.testing.assert_allclose(out.sum(1), 1, rtol=1e-6)
   assert float(jnp.abs(out[:, 1::2]).max()) == 0
-  still = gate.apply(variables, x, False, visible)
+  still = apply(variables, x, False, visible)
   np.testing.assert_allclose(still[:, ::2], 0.5, atol=0.02)
-  grads = jax.grad(lambda v: gate.apply(v, x, True, visible, rngs={"dropout": KEY})[:, 0].sum())(
-    variables
-  )
+  first = lambda v: gate.apply(v, x, True, visible, rngs={"dropout": KEY})[:, 0].sum()
+  grads = jax.jit(jax.grad(first))(variables)
   assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 

@@ -192,7 +192,7 @@ def one_gradient(weighting, model, batch, params, key=KEY):
   tx = optax.sgd(1.0)
   loss = squared_error if isinstance(model, ToyModel) else lambda outputs, labels: outputs
   step = make_train_step(model, tx, weighting, loss)
-  state, _ = step(start(params, tx, weighting), batch, key)
+  state, _ = jax.jit(step)(start(params, tx, weighting), batch, key)
   return jax.tree.map(lambda before, after: before - after, params, state.params)
 
 
@@ -348,9 +348,9 @@ def test_gradnorm_compares_gradients_of_shared_parameters_only(name, shared, pri
     "ids": rng.integers(1, 4, (64, 2)).astype(np.uint8),
     "numeric": rng.normal(size=(64, 3)).astype(np.float32),
   }
-  params = model.init(jax.random.key(0), features)["params"]
+  params = jax.jit(model.init)(jax.random.key(0), features)["params"]
   loss = lambda params: (model.apply({"params": params}, features, train=False) ** 2).sum(0)
-  grads = jax.jacrev(loss)(params)
+  grads = jax.jit(jax.jacrev(loss))(params)
   kept = dict(zip(sorted(params), shared_by_part(grads), strict=True))
   for part in shared:
     assert kept[part] > 0.5, part
