@@ -31,13 +31,13 @@ def test_logits_do_not_depend_on_the_chunks(fitted, rows):
   whole = jax.jit(model.apply)(variables, features)
   chunked = evaluate.to_chunks(features, 256)
   assert chunked["ids"].shape[0] == -(-rows // 256)
-  got = evaluate.make_predict(model)(variables, chunked)[:rows]
+  got = jax.jit(evaluate.make_predict(model))(variables, chunked)[:rows]
   np.testing.assert_allclose(got, whole, atol=1e-6)
 
 
 def test_metrics_equal_scikit_learn_in_every_view(fitted):
   model, variables, split, tasks = fitted
-  named = evaluate.make_evaluate(model, tasks)(variables, evaluate.make_eval_batch(split))
+  named = jax.jit(evaluate.make_evaluate(model, tasks))(variables, evaluate.make_eval_batch(split))
   values, reasons = evaluate.explain_undefined(jax.device_get(named))
   assert reasons == {}
   logits = np.asarray(jax.jit(model.apply)(variables, split.features))
@@ -58,7 +58,7 @@ def test_metrics_equal_scikit_learn_in_every_view(fitted):
 
 def test_metrics_do_not_depend_on_the_number_of_devices(fitted):
   model, variables, split, tasks = fitted
-  measure = evaluate.make_evaluate(model, tasks)
+  measure = jax.jit(evaluate.make_evaluate(model, tasks))
   one, eight = (
     jax.device_get(
       measure(
@@ -76,7 +76,7 @@ def test_missing_labels_do_not_count_for_their_task(fitted):
   labels = split.labels.copy()
   labels[:100, 0] = np.nan
   partly = data.Split(split.features, labels, split.weights, split.slices)
-  named = evaluate.make_evaluate(model, tasks)(variables, evaluate.make_eval_batch(partly))
+  named = jax.jit(evaluate.make_evaluate(model, tasks))(variables, evaluate.make_eval_batch(partly))
   logits = np.asarray(jax.jit(model.apply)(variables, split.features))
   expected = roc_auc_score(labels[100:, 0], logits[100:, 0])
   assert float(named["income_50k/auc"]) == pytest.approx(expected, abs=1e-6)
@@ -88,7 +88,7 @@ def test_undefined_metrics_have_a_reason(fitted):
   labels = np.where(adult[:, None], np.float32(0), split.labels)
   labels[~adult, 0] = 1
   half = data.Split(split.features, labels, split.weights, split.slices)
-  named = evaluate.make_evaluate(model, tasks)(variables, evaluate.make_eval_batch(half))
+  named = jax.jit(evaluate.make_evaluate(model, tasks))(variables, evaluate.make_eval_batch(half))
   values, reasons = evaluate.explain_undefined(jax.device_get(named))
   assert np.isnan(values["income_50k/auc_16_and_over"])
   assert reasons["income_50k/auc_16_and_over"] == "no positive row"
@@ -98,7 +98,7 @@ def test_undefined_metrics_have_a_reason(fitted):
 
 def test_gates_can_be_seen(fitted):
   model, variables, split, _ = fitted
-  gates = evaluate.make_gates(model)(variables, split.features)
+  gates = jax.jit(evaluate.make_gates(model))(variables, split.features)
   assert gates.shape == (2, len(split), 4)
   np.testing.assert_allclose(gates.sum(-1), 1, rtol=1e-5)
 
@@ -125,7 +125,7 @@ def mixed(prepared):
 
 def test_tasks_of_every_kind_are_measured_side_by_side(mixed):
   tasks, variables, split = mixed
-  named = evaluate.make_evaluate(Linear, tasks)(variables, evaluate.make_eval_batch(split))
+  named = jax.jit(evaluate.make_evaluate(Linear, tasks))(variables, evaluate.make_eval_batch(split))
   values, reasons = evaluate.explain_undefined(jax.device_get(named))
   assert reasons == {}
   z = split.features["numeric"].astype(np.float64) @ variables
@@ -157,7 +157,7 @@ def test_reasons_are_of_the_metric_that_is_undefined(mixed):
   labels[:, 0] = 0.3
   labels[:, 1] = np.nan
   partly = data.Split(split.features, labels, split.weights, {})
-  measure = evaluate.make_evaluate(Linear, tasks)
+  measure = jax.jit(evaluate.make_evaluate(Linear, tasks))
   _, reasons = evaluate.explain_undefined(
     jax.device_get(measure(variables, evaluate.make_eval_batch(partly)))
   )

@@ -18,6 +18,11 @@ from tests import reference
 CASES = ("random", "tied", "weighted", "tied and weighted", "rare", "all tied")
 
 
+def run(function, *arrays, **static):
+  """Computes a metric as a compiled program, which calls with the same shapes share."""
+  return jax.jit(function, static_argnames=tuple(static))(*arrays, **static)
+
+
 def draw(case: str, rows: int):
   rng = reference.fresh_rng()
   scores = rng.normal(size=rows)
@@ -34,23 +39,21 @@ def draw(case: str, rows: int):
 def test_auc_equals_scikit_learn(case, rows):
   scores, labels, weights = draw(case, rows)
   expected = roc_auc_score(labels, scores.astype(np.float64), sample_weight=weights.astype(float))
-  assert abs(float(jax.jit(metrics.auc)(scores, labels, weights)) - expected) < 1e-6
+  assert abs(float(run(metrics.auc, scores, labels, weights)) - expected) < 1e-6
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_auc_equals_the_count_of_pairs(case):
   scores, labels, weights = draw(case, 500)
-  assert (
-    abs(float(metrics.auc(scores, labels, weights)) - reference.auc(*(scores, labels, weights)))
-    < 1e-6
-  )
+  expected = reference.auc(scores, labels, weights)
+  assert abs(float(run(metrics.auc, scores, labels, weights)) - expected) < 1e-6
 
 
 def test_auc_by_hand():
   scores, labels = np.float32([1, 2, 2, 3]), np.int8([0, 1, 0, 1])
-  np.testing.assert_allclose(metrics.auc(scores, labels, np.ones(4)), (2 + 1.5) / 4)
+  np.testing.assert_allclose(run(metrics.auc, scores, labels, np.ones(4)), (2 + 1.5) / 4)
   # Without the tied negative only the lowest is left; both positives beat it.
-  np.testing.assert_allclose(metrics.auc(scores, labels, np.float32([1, 1, 0, 1])), 1.0)
+  np.testing.assert_allclose(run(metrics.auc, scores, labels, np.float32([1, 1, 0, 1])), 1.0)
 
 
 def test_rows_of_weight_zero_do_not_count():
@@ -58,14 +61,16 @@ def test_rows_of_weight_zero_do_not_count():
   padded = [np.concatenate([a, a[:50]]) for a in (scores, labels)]
   mask = np.concatenate([weights, np.zeros(50, np.float32)])
   for metric in (metrics.auc, metrics.log_loss, metrics.pcoc):
-    np.testing.assert_allclose(metric(*padded, mask), metric(scores, labels, weights), rtol=1e-6)
+    np.testing.assert_allclose(
+      run(metric, *padded, mask), run(metric, scores, labels, weights), rtol=1e-6
+    )
 
 
 def test_auc_of_a_task_is_of_that_task_alone():
   # DeepCTR-Torch #287 and PaddleRec #981: all tasks in one AUC, the second task's one wrong.
   columns = [draw("random", 400) for _ in range(3)]
   scores, labels, weights = (np.stack(c, 1) for c in zip(*columns, strict=True))
-  got = jax.vmap(metrics.auc, in_axes=1)(scores, labels, weights)
+  got = run(jax.vmap(metrics.auc, in_axes=1), scores, labels, weights)
   expected = [roc_auc_score(y, s) for s, y, _ in columns]
   np.testing.assert_allclose(got, expected, atol=1e-6)
 
@@ -74,16 +79,16 @@ def test_auc_of_a_task_is_of_that_task_alone():
 def test_one_class_is_nan_with_a_reason(label):
   scores, weights = np.float32([1, 2, 3]), np.ones(3, np.float32)
   labels = np.full(3, label, np.int8)
-  assert np.isnan(metrics.auc(scores, labels, weights))
-  reason = metrics.REASONS[int(metrics.undefined(labels, weights))]
+  assert np.isnan(run(metrics.auc, scores, labels, weights))
+  reason = metrics.REASONS[int(run(metrics.undefined, labels, weights))]
   assert reason == ("no positive row", "no negative row")[label]
 
 
 def test_no_rows_is_nan_with_a_reason():
   scores, labels, weights = np.float32([1, 2]), np.int8([0, 1]), np.zeros(2, np.float32)
   for metric in (metrics.auc, metrics.log_loss, metrics.pcoc):
-    assert np.isnan(metric(scores, labels, weights))
-  assert metrics.REASONS[int(metrics.undefined(labels, weights))] == "no labelled row"
+    assert np.isnan(run(metric, scores, labels, weights))
+  assert metrics.REASONS[int(run(metrics.undefined, labels, weights))] == "no labelled row"
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -92,9 +97,9 @@ def test_log_loss_and_pcoc_equal_float64(case):
   p = 1 / (1 + np.exp(-scores.astype(np.float64)))
   w = weights.astype(np.float64)
   expected = log_loss(labels, p, sample_weight=w)
-  np.testing.assert_allclose(metrics.log_loss(scores, labels, weights), expected, rtol=1e-5)
+  np.testing.assert_allclose(run(metrics.log_loss, scores, labels, weights), expected, rtol=1e-5)
   expected = (p * w).sum() / (labels * w).sum()
-  np.testing.assert_allclose(metrics.pcoc(scores, labels, weights), expected, rtol=1e-5)
+  np.testing.assert_allclose(run(metrics.pcoc, scores, labels, weights), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -107,7 +112,7 @@ def test_multiclass_metrics_equal_scikit_learn(rows, classes, weighted):
   p = reference.softmax(logits.astype(np.float64))
   w64 = w.astype(np.float64)
   got = {
-    name: float(jax.jit(metric)(logits, np.float32(labels), w))
+    name: float(run(metric, logits, np.float32(labels), w))
     for name, metric in metrics.OF_KIND["multiclass"].items()
   }
   expected = {
@@ -127,7 +132,7 @@ def test_regression_metrics_equal_scikit_learn(rows, shift, weighted):
   w = np.float32(rng.exponential(1000, rows) if weighted else np.ones(rows))
   y, z, w64 = (a.astype(np.float64) for a in (labels, predictions, w))
   got = {
-    name: float(jax.jit(metric)(predictions, labels, w))
+    name: float(run(metric, predictions, labels, w))
     for name, metric in metrics.OF_KIND["regression"].items()
   }
   expected = {
@@ -149,9 +154,9 @@ def test_rows_of_weight_zero_and_without_a_label_do_not_count(kind):
   labels[200:] = np.nan
   weights = np.float32(rng.exponential(size=300)) * (np.arange(300) < 200)
   for metric in metrics.OF_KIND[kind].values():
-    alone = metric(outputs[:200], labels[:200], weights[:200])
-    np.testing.assert_allclose(metric(outputs, labels, weights), alone, rtol=1e-4)
-  assert int(metrics.undefined(labels, weights, kind)) == 0
+    alone = run(metric, outputs[:200], labels[:200], weights[:200])
+    np.testing.assert_allclose(run(metric, outputs, labels, weights), alone, rtol=1e-4)
+  assert int(run(metrics.undefined, labels, weights, kind=kind)) == 0
 
 
 @pytest.mark.parametrize("value", [0.3, -7.1, 1e6])
@@ -160,11 +165,11 @@ def test_r2_of_equal_labels_is_nan_with_a_reason(value):
   labels, weights = np.full(1001, value, np.float32), np.float32(rng.exponential(size=1001))
   labels[0], weights[0] = 5, 0
   predictions = np.float32(rng.normal(size=1001))
-  assert np.isnan(metrics.r2(predictions, labels, weights))
-  code = int(metrics.undefined(labels, weights, "regression"))
+  assert np.isnan(run(metrics.r2, predictions, labels, weights))
+  code = int(run(metrics.undefined, labels, weights, kind="regression"))
   assert metrics.reason(code, "r2") == "all labels are equal"
   assert metrics.reason(code, "mse") is None
-  assert np.isfinite(metrics.mse(predictions, labels, weights))
+  assert np.isfinite(run(metrics.mse, predictions, labels, weights))
 
 
 @pytest.mark.parametrize("kind", metrics.OF_KIND)
@@ -172,9 +177,9 @@ def test_only_metrics_that_labels_leave_undefined_are_nan(kind):
   outputs = np.float32(np.ones((3, 2)) if kind == "multiclass" else np.ones(3))
   ones = np.ones(3, np.float32)
   for labels, weights in ((ones, 0 * ones), (ones, ones), (0 * ones, ones)):
-    code = int(metrics.undefined(labels, weights, kind))
+    code = int(run(metrics.undefined, labels, weights, kind=kind))
     for name, metric in metrics.OF_KIND[kind].items():
-      value = metric(outputs, labels, weights)
+      value = run(metric, outputs, labels, weights)
       assert np.isnan(value) == (metrics.reason(code, name) is not None)
 
 
@@ -184,4 +189,4 @@ def test_output_that_is_not_finite_is_no_number(kind):
   outputs[1] = np.nan
   labels, weights = np.float32([0, 1, 0, 1]), np.ones(4, np.float32)
   for metric in metrics.OF_KIND[kind].values():
-    assert np.isnan(metric(outputs, labels, weights))
+    assert np.isnan(run(metric, outputs, labels, weights))

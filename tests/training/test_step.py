@@ -61,7 +61,7 @@ def test_step_follows_the_gradient_of_the_weighted_loss(setup):
   grads = jax.jit(jax.grad(expected_loss))(state.params)
   assert_close(new.params, jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads), 1e-6)
   total = 2.0 * task_losses.losses[0] + 0.5 * task_losses.losses[1]
-  np.testing.assert_allclose(total, expected_loss(state.params), rtol=1e-5)
+  np.testing.assert_allclose(total, jax.jit(expected_loss)(state.params), rtol=1e-5)
   np.testing.assert_allclose(task_losses.weights, [weights[10:].sum(), weights.sum()])
   assert int(new.step) == 1
 
