@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import math
 import os
 import shutil
 import tempfile
@@ -38,12 +39,26 @@ gc.set_threshold(50_000, 20, 100)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+# Objects of imported modules stay: collections need not look at them.
+gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _bounded_memory():
-  """Frees compiled programs after each module; a worker otherwise grows to 4 GiB."""
+  """Frees compiled programs where a worker is large; it otherwise grows to 4 GiB."""
   yield
-  jax.clear_caches()
-  gc.collect()
+  if _resident_gib() > 1.5:
+    jax.clear_caches()
+    gc.collect()
+
+
+def _resident_gib() -> float:
+  """Returns the memory of this process; infinity where the system does not report it."""
+  try:
+    with open("/proc/self/statm", encoding="ascii") as file:
+      return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30
+  except OSError:
+    return math.inf
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +87,9 @@ def prepared(raw, tmp_path_factory) -> str:
   return out
 
 
-@pytest.fixture
-def config(prepared) -> ConfigDict:
-  """Returns the smoke config on the synthetic rows, on one device."""
+@pytest.fixture(scope="session")
+def _config(prepared) -> ConfigDict:
+  """Returns the config of which each test gets a copy."""
   config = smoke.get_config()
   config.data_dir = prepared
   config.train.devices = 1
@@ -88,6 +103,12 @@ def config(prepared) -> ConfigDict:
     config.optimizer[group].schedule = "constant"
     config.optimizer[group].learning_rate = 5e-3
   return config
+
+
+@pytest.fixture
+def config(_config) -> ConfigDict:
+  """Returns the smoke config on the synthetic rows, on one device."""
+  return _config.copy_and_resolve_references()
 
 
 @pytest.fixture

@@ -79,20 +79,53 @@ def read_records(workdir):
   return [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("count", "devices"), [pytest.param(2, 1, marks=pytest.mark.slow), (3, 2)])
-def test_members_are_bitwise_identical_to_separate_runs(config, tmp_path, count, devices):
-  # Training amplifies a rounding difference to the third digit of the loss within some epochs.
+SEEDS = [{"seed": seed} for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def trained(_config, tmp_path_factory):
+  """Returns config, folder and results of a population of SEEDS on two devices, in `all`."""
+  config = _config.copy_and_resolve_references()
+  config.train.epochs, config.select.patience = 4, 1
   config.model.expert_dropout = 0.2
-  config.train.devices = devices
-  together(config, [{"seed": seed} for seed in range(count)], tmp_path / "all")
-  config.train.devices = 1
-  found = checkpoint.read_arrays(str(tmp_path / "all"))
-  for seed in range(count):
-    config.seed = seed
-    loop.train_and_evaluate(config, str(tmp_path / str(seed)))
-    alone = checkpoint.read_arrays(str(tmp_path / str(seed)))
+  config.train.devices = 2
+  folder = tmp_path_factory.mktemp("trained")
+  return config, folder, together(config, SEEDS, folder / "all", save_logits=("test",))
+
+
+@pytest.fixture(scope="module")
+def apart(trained):
+  """Returns the work directory of a separate run of one of SEEDS, the one without a neighbour."""
+  return train_apart(trained, 2)
+
+
+def train_apart(trained, seed):
+  config, folder, _ = trained
+  loop.train_and_evaluate(
+    override(config, {"train.devices": 1, "seed": seed}), str(folder / str(seed))
+  )
+  return folder / str(seed)
+
+
+def test_members_are_bitwise_identical_to_separate_runs(trained, apart):
+  # Training amplifies a rounding difference to the third digit of the loss within some epochs.
+  found = checkpoint.read_arrays(str(trained[1] / "all"))
+  for seed, workdir in ((1, train_apart(trained, 1)), (2, apart)):
+    alone = checkpoint.read_arrays(str(workdir))
     assert alone.keys() == found.keys()
     for name, value in alone.items():
+      np.testing.assert_array_equal(found[name][seed], value, err_msg=name)
+
+
+@pytest.mark.slow
+def test_members_on_one_device_are_bitwise_identical_to_separate_runs(config, tmp_path):
+  config.model.expert_dropout = 0.2
+  together(config, SEEDS[:2], tmp_path / "all")
+  found = checkpoint.read_arrays(str(tmp_path / "all"))
+  for seed in range(2):
+    config.seed = seed
+    loop.train_and_evaluate(config, str(tmp_path / str(seed)))
+    for name, value in checkpoint.read_arrays(str(tmp_path / str(seed))).items():
       np.testing.assert_array_equal(found[name][seed], value, err_msg=name)
 
 
@@ -111,6 +144,7 @@ def test_members_differ_and_do_not_depend_on_their_neighbours_or_devices(config,
 
 def test_each_member_stops_by_its_own_patience(config, tmp_path):
   config.train.epochs, config.select.patience = 12, 2
+  config.checkpoint.every_epochs = 12
   rates = (0.05, 3e-4)  # The first overfits 2,003 rows within an epoch.
   members = [
     {"optimizer.dense.learning_rate": r, "optimizer.embedding.learning_rate": r} for r in rates
@@ -139,12 +173,8 @@ def test_a_member_that_diverges_is_named_and_leaves_the_others_alone(config, tmp
 
 
 @pytest.mark.parametrize("stop", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_resumed_run_is_bitwise_identical(config, tmp_path, stop, monkeypatch):
-  config.train.epochs, config.select.patience = 4, 1
-  config.model.expert_dropout = 0.2
-  config.train.devices = 2
-  members = [{"seed": 0}, {"seed": 1}, {"seed": 2}]
-  whole = together(config, members, tmp_path / "whole")
+def test_a_resumed_run_is_bitwise_identical(trained, tmp_path, stop, monkeypatch):
+  config, folder, whole = trained
   save = checkpoint.Checkpoints.save
 
   def dying(self, epoch, state, best, log=None):
@@ -154,10 +184,10 @@ def test_a_resumed_run_is_bitwise_identical(config, tmp_path, stop, monkeypatch)
 
   monkeypatch.setattr(checkpoint.Checkpoints, "save", dying)
   with pytest.raises(KeyboardInterrupt):
-    together(config, members, tmp_path / "cut")
+    together(config, SEEDS, tmp_path / "cut")
   monkeypatch.setattr(checkpoint.Checkpoints, "save", save)
-  assert together(config, members, tmp_path / "cut") == whole
-  a, b = (checkpoint.read_arrays(str(tmp_path / name)) for name in ("whole", "cut"))
+  assert together(config, SEEDS, tmp_path / "cut") == whole
+  a, b = (checkpoint.read_arrays(str(path)) for path in (folder / "all", tmp_path / "cut"))
   assert a.keys() == b.keys()
   for name in a:
     np.testing.assert_array_equal(a[name], b[name])
@@ -173,11 +203,10 @@ def test_a_work_directory_takes_one_population(config, tmp_path):
     loop.train_and_evaluate(config, str(tmp_path / "p"))
 
 
-def test_saved_logits_and_predictions_of_a_member_are_those_of_its_metrics(config, raw, tmp_path):
-  config.train.epochs = 1
-  results = together(config, [{"seed": s} for s in range(3)], tmp_path / "p", save_logits=("test",))
+def test_saved_logits_and_predictions_of_a_member_are_those_of_its_metrics(trained, raw):
+  config, folder, results = trained
   _, splits = data.load(config.data_dir, **config.data)
-  logits = np.load(tmp_path / "p" / "logits_test.npy")
+  logits = np.load(folder / "all" / "logits_test.npy")
   labels = np.asarray(splits["test"].labels)
   assert logits.shape == (3, *labels.shape)
   for m, result in enumerate(results):
@@ -185,22 +214,20 @@ def test_saved_logits_and_predictions_of_a_member_are_those_of_its_metrics(confi
       area = roc_auc_score(labels[:, t], logits[m, :, t])
       assert area == pytest.approx(result["test"][f"{task}/auc"], abs=1e-6)
   rows = np.load(f"{config.data_dir}/test/rows.npy")
-  predictor = Predictor(str(tmp_path / "p"), member=2)
+  predictor = Predictor(str(folder / "all"), member=2)
   frame = read_frame(raw[1], predictor.schema.columns)
   scores = predictor(frame).to_numpy()[rows]
   np.testing.assert_allclose(np.log(scores / (1 - scores)), logits[2], atol=1e-4)
 
 
-def test_predicting_needs_a_member_that_is_there(config, tmp_path):
-  config.train.epochs = 0
-  together(config, [{"seed": 0}, {"seed": 1}], tmp_path / "p")
-  with pytest.raises(UserError, match=r"a population of 2 members; choose one by --member=0 to 1"):
-    Predictor(str(tmp_path / "p"))
-  with pytest.raises(UserError, match="--member=2: must be from 0 to 1"):
-    Predictor(str(tmp_path / "p"), member=2)
-  loop.train_and_evaluate(config, str(tmp_path / "w"))
+def test_predicting_needs_a_member_that_is_there(trained, apart):
+  workdir = str(trained[1] / "all")
+  with pytest.raises(UserError, match=r"a population of 3 members; choose one by --member=0 to 2"):
+    Predictor(workdir)
+  with pytest.raises(UserError, match="--member=3: must be from 0 to 2"):
+    Predictor(workdir, member=3)
   with pytest.raises(UserError, match=r"--member=0: .*is not a population"):
-    Predictor(str(tmp_path / "w"), member=0)
+    Predictor(str(apart), member=0)
 
 
 def test_members_may_have_data_of_their_own(config, tmp_path):
