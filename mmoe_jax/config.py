@@ -97,18 +97,18 @@ def check_structure(config: Any) -> None:
 
 
 def _check_group(group: ConfigDict, keys: Mapping[str, Any], where: str) -> None:
+  # Messages are formatted for faults only: a group as text costs more than all checks.
   for key in group:
-    require(key in keys, f"{where}.{key}: does not exist; {did_you_mean(key, keys)}")
+    if key not in keys:
+      raise UserError(f"{where}.{key}: does not exist; {did_you_mean(key, keys)}")
   for key, kind in keys.items():
     path = f"{where}.{key}"
     require(key in group, f"{path} is missing; configs/census.py has every key")
-    value = group[key]
-    if isinstance(kind, str):
-      require(_KINDS[kind](value), f"{path} = {_short(value)}: must be {kind}")
-    else:
-      require(
-        isinstance(value, ConfigDict), f"{path} = {_short(value)}: must be a ConfigDict of settings"
-      )
+    value, is_group = group[key], not isinstance(kind, str)
+    expected = "a ConfigDict of settings" if is_group else kind
+    if not _KINDS[expected](value):
+      raise UserError(f"{path} = {_short(value)}: must be {expected}")
+    if is_group:
       _check_group(value, kind, path)
 
 
