@@ -59,9 +59,10 @@ def test_faults_of_the_environment(prepared, tmp_path, settings, text):
   ("arguments", "text"),
   [
     (("--flagfile=/nonexistent",), "/nonexistent"),
-    (("--config.train.epoch=3",), "did you mean 'epochs'"),
-    (("--config.train.epochs=many",), "many"),
-    (("rows.csv",), "unexpected argument 'rows.csv'"),
+    # tests/test_main.py has faults like these.
+    pytest.param(("--config.train.epoch=3",), "did you mean 'epochs'", marks=pytest.mark.slow),
+    pytest.param(("--config.train.epochs=many",), "many", marks=pytest.mark.slow),
+    pytest.param(("rows.csv",), "unexpected argument 'rows.csv'", marks=pytest.mark.slow),
   ],
 )
 def test_faults_of_the_command_line(prepared, tmp_path, arguments, text):

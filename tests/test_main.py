@@ -85,12 +85,17 @@ def test_predict_scores_a_raw_file(finished, raw, prepared, tmp_path):
   [
     (["--config.sede=3"], ["no key 'sede'", "did you mean 'seed'"]),
     (["--config.model.name=mmeo"], ["'mmeo'", "did you mean 'mmoe'"]),
-    (["--config.data.tasks=('income',)"], ["'income'", "did you mean 'income_50k'"]),
-    (["--config=configs/smoke.py:mmoe,taks=x"], ["'taks'", "did you mean 'tasks'"]),
-    (["--config=configs/nowhere.py"], ["configs/nowhere.py: No such file"]),
     (["--config.train.epochs=many"], ["epochs", "many"]),
     (["--config.data_dir=/nowhere"], ["contains no prepared data; run: python -m data_prep"]),
     (["extra"], ["unexpected argument 'extra'"]),
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in (
+        (["--config.data.tasks=('income',)"], ["'income'", "did you mean 'income_50k'"]),
+        (["--config=configs/smoke.py:mmoe,taks=x"], ["'taks'", "did you mean 'tasks'"]),
+        (["--config=configs/nowhere.py"], ["configs/nowhere.py: No such file"]),
+      )
+    ),
   ],
 )
 def test_wrong_use_of_main_ends_in_one_line(prepared, tmp_path, arguments, parts):

@@ -89,7 +89,7 @@ def train(rows, tables, tx, weighting="static", variables=None, devices=None, sp
 
 
 def start(rows):
-  variables = MODEL.init(jax.random.key(1), rows.features)
+  variables = jax.jit(MODEL.init)(jax.random.key(1), rows.features)
   return {"params": variables["params"]}
 
 
