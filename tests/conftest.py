@@ -98,6 +98,8 @@ def _config(prepared) -> ConfigDict:
   config.model.expert_norm = "none"
   config.model.expert_dropout = config.model.embedding_dropout = config.model.tower_dropout = 0.0
   config.train.average_decay = 0.0
+  # Only the last epoch is saved; tests of resuming save every one.
+  config.checkpoint.every_epochs = 1000
   config.select.tasks = ("income_50k",)
   for group in ("dense", "embedding"):
     config.optimizer[group].schedule = "constant"

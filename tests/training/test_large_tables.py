@@ -55,6 +55,7 @@ def last_arrays(workdir):
 )
 def test_a_resumed_run_is_bitwise_identical(by_rows, tmp_path, monkeypatch, shards):
   by_rows.train.average_decay, by_rows.model.expert_dropout = 0.9, 0.2
+  by_rows.checkpoint.every_epochs = 1
   by_rows.train.devices = by_rows.model.embedding_shards = shards
   whole, cut = str(tmp_path / "whole"), str(tmp_path / "cut")
   results = loop.train_and_evaluate(by_rows, whole)
@@ -69,6 +70,7 @@ def test_a_resumed_run_is_bitwise_identical(by_rows, tmp_path, monkeypatch, shar
 
 
 def test_a_run_moves_to_another_number_of_devices(by_rows, tmp_path, monkeypatch):
+  by_rows.checkpoint.every_epochs = 1
   by_rows.train.devices = by_rows.model.embedding_shards = 1
   one = loop.train_and_evaluate(by_rows, str(tmp_path / "one"))["test"]
   by_rows.train.devices = by_rows.model.embedding_shards = 2

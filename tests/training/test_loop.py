@@ -109,6 +109,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(config, tmp_p
 )
 def test_a_resumed_run_is_bitwise_identical(config, tmp_path, stops, monkeypatch):
   config.train.epochs = 4
+  config.checkpoint.every_epochs = 1
   config.model.expert_dropout = 0.2
   config.model.tower_norm = "batch"
   config.train.average_decay = 0.99
@@ -147,7 +148,6 @@ def test_a_finished_run_started_again_only_evaluates(config, tmp_path):
 
 def test_early_stopping_keeps_the_best_variables(config, tmp_path):
   config.train.epochs = 30
-  config.checkpoint.every_epochs = 30
   config.select.patience = 2
   for group in ("dense", "embedding"):
     config.optimizer[group].learning_rate = 0.05  # Overfits 2,003 rows within an epoch.
@@ -163,7 +163,6 @@ def test_early_stopping_keeps_the_best_variables(config, tmp_path):
 def test_the_best_variables_are_kept_without_early_stopping(config, tmp_path):
   # torch-rechub restores them only on an early stop.
   config.train.epochs = 6
-  config.checkpoint.every_epochs = 6
   config.select.patience = 0
   for group in ("dense", "embedding"):
     config.optimizer[group].learning_rate = 0.05

@@ -48,22 +48,26 @@ VARIED = {
 }
 
 
-@pytest.mark.parametrize("at_once", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_each_member_equals_its_separate_run(config, tmp_path, at_once):
+# Three members on two devices: padding repeats the last one.
+@pytest.mark.parametrize(
+  ("count", "devices", "at_once"),
+  [(2, 1, 2), *(pytest.param(3, 2, n, marks=pytest.mark.slow) for n in (1, 2))],
+)
+def test_each_member_equals_its_separate_run(config, tmp_path, count, devices, at_once):
   config.optimizer.dense.schedule = "cosine"
   config.train.epochs = 2
-  members = [{key: values[m] for key, values in VARIED.items()} for m in range(3)]
+  members = [{key: values[m] for key, values in VARIED.items()} for m in range(count)]
   separate = [
     loop.train_and_evaluate(override(config, member), str(tmp_path / str(m)))
     for m, member in enumerate(members)
   ]
-  config.train.devices = 2  # Three members on two devices: padding repeats the last one.
+  config.train.devices = devices
   results = together(config, members, tmp_path / "all", at_once=at_once)
   for m, member in enumerate(members):
     assert_same_run(results[m], separate[m])
     assert results[m]["member"] == member
   for line, *records in zip(
-    read_records(tmp_path / "all"), *map(read_records, runs(tmp_path)), strict=True
+    read_records(tmp_path / "all"), *map(read_records, runs(tmp_path, count)), strict=True
   ):
     for name in ("loss", "train/income_50k/loss", f"validation/{AUC}"):
       for m, record in enumerate(records):
@@ -71,8 +75,8 @@ def test_each_member_equals_its_separate_run(config, tmp_path, at_once):
         assert line[name][m] == pytest.approx(record[name], abs=tolerance)
 
 
-def runs(folder):
-  return [folder / str(m) for m in range(3)]
+def runs(folder, count):
+  return [folder / str(m) for m in range(count)]
 
 
 def read_records(workdir):
@@ -87,6 +91,7 @@ def trained(_config, tmp_path_factory):
   """Returns config, folder and results of a population of SEEDS on two devices, in `all`."""
   config = _config.copy_and_resolve_references()
   config.train.epochs, config.select.patience = 4, 1
+  config.checkpoint.every_epochs = 1
   config.model.expert_dropout = 0.2
   config.train.devices = 2
   folder = tmp_path_factory.mktemp("trained")
@@ -144,7 +149,6 @@ def test_members_differ_and_do_not_depend_on_their_neighbours_or_devices(config,
 
 def test_each_member_stops_by_its_own_patience(config, tmp_path):
   config.train.epochs, config.select.patience = 12, 2
-  config.checkpoint.every_epochs = 12
   rates = (0.05, 3e-4)  # The first overfits 2,003 rows within an epoch.
   members = [
     {"optimizer.dense.learning_rate": r, "optimizer.embedding.learning_rate": r} for r in rates
