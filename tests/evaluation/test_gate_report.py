@@ -3,13 +3,14 @@
 import json
 import os
 import shutil
+import types
 
 import flax.linen as nn
 import numpy as np
 import pytest
 
 from configs import smoke
-from mmoe_jax import data
+from mmoe_jax import data, gate_report
 from mmoe_jax.config import override
 from mmoe_jax.errors import UserError
 from mmoe_jax.evaluation import evaluate
@@ -260,18 +261,21 @@ def test_a_member_of_a_population_is_reported_as_its_own_run(prepared, tmp_path)
   assert format_gates(found[1]).startswith(f"# Gates of {both}, member 1\n")
 
 
-def test_the_command_leaves_the_files_and_warns(prepared, tmp_path):
+def test_the_command_leaves_the_files_and_warns(prepared, tmp_path, monkeypatch, capsys):
   # Embeddings start near zero: without numbers the gates start uniform and equal.
   workdir = trained(prepared, str(tmp_path / "w"), epochs=0, numeric="none")
   out = tmp_path / "made" / "report"
-  done = run(
-    "mmoe_jax.gate_report", "--workdir", workdir, "--out", out, "--by", "sex,capital_gains"
-  )
-  assert done.returncode == 0, done.stderr
+  flags = {"WORKDIR": workdir, "OUT": str(out), "BY": ["sex", "capital_gains"]}
+  flags |= {"MEMBER": None, "DATA": "", "SPLIT": "validation"}
+  for name, value in flags.items():
+    monkeypatch.setattr(gate_report, f"_{name}", types.SimpleNamespace(value=value), raising=False)
+  capsys.readouterr()
+  gate_report.main([])
+  done = capsys.readouterr()
   report = json.loads((out / "gates.json").read_text())
   (warning,) = report["warnings"]
   assert warning.startswith("the gates of all 2 tasks are the same")
-  assert done.stderr == f"warning: {warning}\n"
+  assert done.err == f"warning: {warning}\n"
   text = (out / "gates.md").read_text()
   assert f"**Warning:** {warning}." in text
   plots = ["experts", "similarity", "by_sex", "by_capital_gains"]
@@ -279,7 +283,7 @@ def test_the_command_leaves_the_files_and_warns(prepared, tmp_path):
   for plot in plots:
     assert (out / f"gates_{plot}.png").read_bytes().startswith(PNG)
     assert f"(gates_{plot}.png)" in text
-  assert "of 4 effective experts" in done.stdout
+  assert "of 4 effective experts" in done.out
 
 
 def test_wrong_use_of_the_command_ends_in_one_line(workdir, tmp_path):

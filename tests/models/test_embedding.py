@@ -21,8 +21,8 @@ def test_embedding_looks_up_each_features_own_rows(dims):
   sizes = (3, 200, 7)
   features = random_features(rng, sizes, 50, 2)
   module = FeatureEmbedding(sizes, dims)
-  variables = module.init(KEY, features, False)
-  out = module.apply(variables, features, False)
+  variables = jax.jit(module.init, static_argnums=2)(KEY, features, False)
+  out = jax.jit(module.apply, static_argnums=2)(variables, features, False)
   tables = jax.tree.map(np.asarray, variables["params"])
   expected = reference.embed(tables, sizes, dims, features["ids"], features["numeric"])
   np.testing.assert_array_equal(out, expected)
@@ -32,5 +32,5 @@ def test_embedding_of_unknown_values_starts_at_zero_and_of_no_other():
   sizes = (3, 5)
   module = FeatureEmbedding(sizes, (4, 4))
   blank = {"ids": np.zeros((1, 2), np.uint8), "numeric": np.zeros((1, 0), np.float32)}
-  table = module.init(KEY, blank, False)["params"]["table_4"]
+  table = jax.jit(module.init, static_argnums=2)(KEY, blank, False)["params"]["table_4"]
   np.testing.assert_array_equal((table == 0).all(1), [True, False, False] + [True] + [False] * 4)

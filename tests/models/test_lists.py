@@ -22,10 +22,10 @@ def test_lists_are_pooled_over_their_known_values(dims):
   ids[3, 1:4] = 0  # A row without values.
   features = {"ids": ids.astype(np.uint8), "numeric": rng.normal(size=(20, 2)).astype(np.float32)}
   module = FeatureEmbedding(sizes, dims, lengths, poolings)
-  variables = module.init(KEY, features, False)
+  variables = jax.jit(module.init, static_argnums=2)(KEY, features, False)
   # Trained vectors of id 0 must have no effect on lists.
   variables = jax.tree.map(lambda a: a + 1, variables)
-  got = module.apply(variables, features, False)
+  got = jax.jit(module.apply, static_argnums=2)(variables, features, False)
   parts = []
   for dim in sorted(set(dims)):
     table = np.asarray(variables["params"][f"table_{dim}"], np.float64)
@@ -57,6 +57,6 @@ def test_a_model_takes_the_lists_of_a_schema():
   features = {"ids": np.zeros((2, 4), np.uint8), "numeric": np.zeros((2, 0), np.float32)}
   features["ids"][:, 0] = 1
   features["ids"][1, 1] = 1  # The mean of equal values is the value.
-  logits = model.apply(model.init(KEY, features), features)
+  logits = jax.jit(model.apply)(jax.jit(model.init)(KEY, features), features)
   np.testing.assert_array_equal(logits[0], logits[1])
   assert logits.shape == (2, 1)
