@@ -34,6 +34,11 @@ OWN = {
   "entropy_strength": 0.5,
 }
 every_model = pytest.mark.parametrize("name", models.MODELS)
+# OMoE is MMoE with one gate, CGC is PLE of one level.
+every_family = pytest.mark.parametrize(
+  "name",
+  [pytest.param(n, marks=pytest.mark.slow) if n in ("omoe", "cgc") else n for n in models.MODELS],
+)
 
 
 def fields(name):
@@ -151,7 +156,7 @@ def test_penalties_equal_numpy_and_are_sown_in_training_only(name):
     assert "losses" not in shapes[1]
 
 
-@every_model
+@every_family
 def test_no_parameter_is_dead(name):
   rng = reference.fresh_rng()
   smooth = {k: "tanh" for k in fields(name) if k.endswith("activation")}
@@ -178,7 +183,7 @@ def test_no_parameter_is_dead(name):
     assert (grad > 0).all(), jax.tree_util.keystr(path)
 
 
-@every_model
+@every_family
 def test_a_stack_of_members_equals_each_alone(name):
   rng = reference.fresh_rng()
   model = create(name, 2)
@@ -208,7 +213,7 @@ def test_a_stack_of_members_equals_each_alone(name):
 FLOATS = {"smoothness": 2.0, "exclusivity": 0.5}
 
 
-@every_model
+@every_family
 def test_float_settings_may_be_traced_and_do_the_same(name):
   floats = {k: FLOATS.get(k, 0.3) for k, f in fields(name).items() if isinstance(f.default, float)}
   assert len(floats) >= 3  # Of embeddings and towers.
