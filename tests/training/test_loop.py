@@ -94,7 +94,9 @@ def test_results_hold_the_contract(config, tmp_path):
   assert results["test"]["income_50k/auc"] > 0.7
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(config, tmp_path):
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(config, tmp_path, monkeypatch):
+  # Each run with its own program and start, as in separate processes.
+  monkeypatch.setattr(loop, "compile_run", compile_run)
   runs = []
   for i, seed in enumerate((7, 7, 8)):
     config.seed = seed
