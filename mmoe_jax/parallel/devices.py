@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mmoe_jax.parallel.huge_pages import use_huge_pages
 from mmoe_jax.parallel.programs import compile_for, cpu_options, jit, jit_once
 
 AXIS = "devices"
@@ -82,13 +83,15 @@ class Devices:
       state: arguments or their shapes; the state is donated in each call.
       rows: the same on all devices.
       key: the same on all devices.
-      spec: tree like the state, with whether each leaf is sharded on its first axis; None for none.
+      spec: None, or, for a state with large tables, a tree like it, with whether each leaf is
+        sharded on its first axis.
 
     Returns:
       A function of (state, rows, key) with the results of `epoch`.
     """
     if self.count == 1:
-      return compile_for(jax.jit(epoch, donate_argnums=0), state, rows, key)
+      compiled = compile_for(jax.jit(epoch, donate_argnums=0), state, rows, key)
+      return compiled if spec is None else _with_huge_pages(compiled)
     if spec is not None and any(jax.tree.leaves(spec)):
       return self._compile_sharded(epoch, state, rows, key, _partition(spec))
     # The mean of gradients makes results equal on all devices, so out_axes is None.
@@ -102,7 +105,8 @@ class Devices:
     )
     device = self.shard(np.arange(self.count, dtype=np.int32))
     compiled = compile_for(mapped, state, rows, key, device)
-    return lambda state, rows, key: compiled(state, rows, key, device)
+    train = lambda state, rows, key: compiled(state, rows, key, device)
+    return train if spec is None else _with_huge_pages(train)
 
   def _compile_sharded(
     self, epoch: Callable[..., Any], state: Any, rows: Any, key: Any, specs: Any
@@ -116,7 +120,18 @@ class Devices:
       out_specs=(specs, every),
       check_vma=False,  # Collectives make the results equal, which it cannot see.
     )
-    return compile_for(jax.jit(mapped, donate_argnums=0), state, rows, self.replicate(key))
+    program = compile_for(jax.jit(mapped, donate_argnums=0), state, rows, self.replicate(key))
+    return _with_huge_pages(program)
+
+
+def _with_huge_pages(epoch: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns an epoch that first moves its state to huge pages; later calls find it there."""
+
+  def train(state: Any, rows: Any, key: Any) -> Any:
+    use_huge_pages(state)
+    return epoch(state, rows, key)
+
+  return train
 
 
 def _partition(spec: Any) -> Any:

@@ -126,9 +126,7 @@ def create_learner(
   return Learner(
     model=eval_model,
     init=init,
-    epoch=make_train_epoch(
-      step, config.train.batch_size, devices, axis_name, config.train.shuffle, tables
-    ),
+    epoch=make_train_epoch(step, config.train.batch_size, devices, axis_name, config.train.shuffle),
     assess=assess,
     evaluate=evaluate.make_evaluate(eval_model, tasks),
   )

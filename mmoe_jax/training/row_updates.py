@@ -38,7 +38,7 @@ class RowState(NamedTuple):
   Attributes:
     dense: of the dense parameters.
     rows: table -> its state, arrays (V, …).
-    slots: table -> (V,) int32, where `locate` notes positions; {} outside an epoch.
+    slots: table -> (V,) int32, where `locate` notes positions; not saved in checkpoints.
   """
 
   dense: Any
@@ -87,14 +87,6 @@ class DenseTables:
     """Returns parameters and optimizer state as they are."""
     del key, given
     return params, opt_state
-
-  def open(self, state: Any) -> Any:
-    """Returns the state as it is."""
-    return state
-
-  def close(self, state: Any) -> Any:
-    """Returns the state as it is."""
-    return state
 
   def locate(self, opt_state: Any, features: Any, weights: Any) -> tuple[dict[str, Rows], Any]:
     """Returns no rows."""
@@ -194,17 +186,8 @@ class RowWiseTables:
       for i, (name, layout) in enumerate(self._layouts.items())
     }
     states = {name: self._optimizer.init(table) for name, table in tables.items()}
-    return {**params, TABLES: tables}, RowState(opt_state, states, {})
-
-  def open(self, state: Any) -> Any:
-    """Returns the State of an epoch's start: with slots, which steps need."""
-    tables = state.params[TABLES]
     slots = {name: jnp.zeros(table.shape[0], jnp.int32) for name, table in tables.items()}
-    return state.replace(opt_state=state.opt_state._replace(slots=slots))
-
-  def close(self, state: Any) -> Any:
-    """Returns the State of an epoch's end: without slots."""
-    return state.replace(opt_state=state.opt_state._replace(slots={}))
+    return {**params, TABLES: tables}, RowState(opt_state, states, slots)
 
   def locate(
     self, opt_state: RowState, features: Mapping[str, Array], weights_B: Array
@@ -212,10 +195,11 @@ class RowWiseTables:
     """Returns the rows that a batch reads, by table.
 
     Each position is written to the slot of its row; the one that a slot holds at the end stands for
-    all equal ids. That needs no sort, which would cost five times as much as the rest.
+    all equal ids. That needs no sort, which would cost five times as much as the rest. What a slot
+    held before does not matter.
 
     Args:
-      opt_state: optimizer state with slots.
+      opt_state: optimizer state.
       features: features of the batch on this device.
       weights_B: its row weights; rows of weight 0, which fill up a batch, update nothing.
     """

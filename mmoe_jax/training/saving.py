@@ -54,7 +54,11 @@ def restore(checkpoints: Checkpoints, state: State) -> tuple[int, State, str | N
   if restored is None:
     return None
   rest, tables = restored.item
-  return restored.epoch, rest.replace(params={**rest.params, TABLES: tables}), restored.log
+  rest = rest.replace(
+    params={**rest.params, TABLES: tables},
+    opt_state=rest.opt_state._replace(slots=state.opt_state.slots),
+  )
+  return restored.epoch, rest, restored.log
 
 
 def best_variables(checkpoints: Checkpoints, epoch: int, state: State) -> Any:
@@ -72,14 +76,16 @@ def best_variables(checkpoints: Checkpoints, epoch: int, state: State) -> Any:
   if best_epoch != epoch:
     checkpoints.wait()
     shapes = _like(state)[2]
-    jax.tree.map(lambda a: a.delete(), (tables, state.opt_state.rows))
+    jax.tree.map(lambda a: a.delete(), (tables, state.opt_state.rows, state.opt_state.slots))
     tables = checkpoints.restore_tables(best_epoch, shapes)
   return {**best, "params": {**best["params"], TABLES: tables}}
 
 
 def _split(state: State) -> tuple[State, dict[str, jax.Array]]:
+  """Returns what a checkpoint contains: the state without tables and slots, and the tables."""
   rest = {name: value for name, value in state.params.items() if name != TABLES}
-  return state.replace(params=rest), state.params[TABLES]
+  opt_state = state.opt_state._replace(slots={})
+  return state.replace(params=rest, opt_state=opt_state), state.params[TABLES]
 
 
 def _like(state: State) -> tuple[Any, Any, Any]:

@@ -274,7 +274,6 @@ def make_train_epoch(
   devices: int = 1,
   axis_name: str | None = None,
   shuffle: bool = True,
-  tables: Tables = DENSE_TABLES,
 ) -> Callable[[State, Batch, Array], tuple[State, TaskLosses]]:
   """Returns epoch(state, rows, key) -> (state, TaskLosses): a scan of steps over all rows.
 
@@ -288,7 +287,6 @@ def make_train_epoch(
     devices: number of devices that share a batch.
     axis_name: their axis, if there are several.
     shuffle: whether to draw a new order in each epoch.
-    tables: how embedding tables are trained.
   """
   share = batch_size // devices
 
@@ -306,8 +304,7 @@ def make_train_epoch(
       batch = jax.tree.map(lambda a: a[rows_B], rows)
       return step(state, batch._replace(weights=batch.weights * is_real_B), key)
 
-    state, task_losses = jax.lax.scan(body, tables.open(state), (rows_SxB, is_real_SxB))
-    return tables.close(state), task_losses
+    return jax.lax.scan(body, state, (rows_SxB, is_real_SxB))
 
   return epoch
 

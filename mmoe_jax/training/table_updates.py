@@ -206,7 +206,7 @@ def sharded_leaves(state: Any, is_sharded: bool) -> Any:
   yes = lambda tree: jax.tree.map(lambda _: True, tree)
   return no.replace(
     params={**no.params, TABLES: yes(no.params[TABLES])},
-    opt_state=no.opt_state._replace(rows=yes(no.opt_state.rows)),
+    opt_state=no.opt_state._replace(rows=yes(no.opt_state.rows), slots=yes(no.opt_state.slots)),
   )
 
 
