@@ -32,7 +32,7 @@ WEIGHTINGS = {
 
 # Settings of all models.
 _COMMON = {
-  "embedding_dim": 4,  # Width of every embedding.
+  "embedding_dim": 4,  # Width of every embedding; 0: by the feature's size.
   "embedding_dim_of": {},  # Feature -> another width, such as {"age_bins": 8}.
   "embedding_init_std": 0.05,  # Standard deviation of the initial embeddings.
   # Devices that share each table's rows; 0 shards tables that one device's memory cannot hold.

@@ -11,10 +11,13 @@ from data_prep import spec as spec_lib
 from data_prep.fitting import Statistics
 from data_prep.parts import PartJob, tables_of
 from data_prep.statistics import (
+  DistinctCounts,
   NumberCounts,
   TextCounts,
+  count_distinct,
   count_numbers,
   count_texts,
+  merge_distinct,
   merge_numbers,
   merge_texts,
 )
@@ -40,10 +43,12 @@ def collect(job: PartJob, reader: Callable[..., Any] | None = None) -> Collected
 def _collect(spec: spec_lib.Spec, table: Table, splits: np.ndarray) -> Collected:
   is_train = splits == splitting.TRAIN
   rows = tuple(np.bincount(splits, minlength=len(data.SPLITS)).tolist())
-  texts, numbers, lengths, labels = {}, {}, {}, {}
+  texts, numbers, lengths, labels, distinct = {}, {}, {}, {}, {}
   for name, column in spec.columns.items():
     if column.role == "category" and not column.vocabulary:
       texts[name] = count_texts(table.factor(name), is_train)
+    elif column.role == "hash":
+      distinct[name] = count_distinct(table.factor(name), is_train)
     elif column.role == "number":
       x_N = table.numbers(name)
       numbers[name] = count_numbers(x_N if is_train.all() else x_N[is_train])
@@ -52,10 +57,12 @@ def _collect(spec: spec_lib.Spec, table: Table, splits: np.ndarray) -> Collected
       in_train = is_train[values.rows]
       if not column.vocabulary and not column.buckets:
         texts[name] = count_texts(values.values, in_train)
+      if column.buckets:
+        distinct[name] = count_distinct(values.values, in_train)
       lengths[name] = int(np.bincount(values.rows[in_train], minlength=1).max())
   for task in spec_lib.to_tasks(spec):
     labels[task.name] = _count_labels(task, table, is_train)
-  return Collected(rows, Statistics(texts, numbers, lengths, labels))
+  return Collected(rows, Statistics(texts, numbers, lengths, labels, distinct))
 
 
 def _count_labels(task: data.Task, table: Table, is_train: np.ndarray) -> TextCounts | NumberCounts:
@@ -79,11 +86,13 @@ def merge(parts: Sequence[Collected]) -> Collected:
 
   return Collected(
     tuple(np.sum([part.rows for part in parts], axis=0).tolist()),
-    Statistics(merged("texts"), merged("numbers"), merged("lengths"), merged("labels")),
+    Statistics(*(merged(field.name) for field in dataclasses.fields(Statistics))),
   )
 
 
 def _merge_counts(parts: Sequence[Any]) -> Any:
   if isinstance(parts[0], TextCounts):
     return merge_texts(parts)
+  if isinstance(parts[0], DistinctCounts):
+    return merge_distinct(parts)
   return merge_numbers(parts) if isinstance(parts[0], NumberCounts) else max(parts)

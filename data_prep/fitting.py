@@ -1,24 +1,28 @@
 """Fitting of a schema from statistics of train rows: vocabularies, bins, means, tasks."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_prep.spec import Column, Spec, to_tasks
-from data_prep.statistics import NumberCounts, TextCounts
+from data_prep.statistics import DistinctCounts, NumberCounts, TextCounts, count_values, merge_texts
 from mmoe_jax import data
 from mmoe_jax.data import locations
-from mmoe_jax.data.columns import MISSING
+from mmoe_jax.data.columns import MISSING, SPACES
 from mmoe_jax.data.schema import TIME_PARTS
+from mmoe_jax.data.vocabularies import Vocabulary, to_values
 from mmoe_jax.errors import require
 
 MAX_LENGTH = 32  # Values of a list that are kept, unless the spec says otherwise.
-_MAX_VALUES = 1 << 26  # Of a vocabulary; larger ones are to be hashed.
+_MAX_VALUES = 1 << 28  # Of a vocabulary; larger ones are to be hashed.
 _MAX_CLASSES = 10_000
 _MAX_LISTED = 100  # Values of a binary task's column that are listed.
 _QUANTILES = 256
+Values = tuple[str, ...] | Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +34,14 @@ class Statistics:
     numbers: column -> counts of its numbers.
     lengths: column of lists -> largest number of values.
     labels: task -> counts of its labels: texts, or numbers of a regression.
+    distinct: hashed column -> number of its distinct values.
   """
 
   texts: Mapping[str, TextCounts]
   numbers: Mapping[str, NumberCounts]
   lengths: Mapping[str, int]
   labels: Mapping[str, TextCounts | NumberCounts]
+  distinct: Mapping[str, DistinctCounts]
 
 
 def fit(spec: Spec, statistics: Statistics, **fields: Any) -> data.Schema:
@@ -51,14 +57,24 @@ def fit(spec: Spec, statistics: Statistics, **fields: Any) -> data.Schema:
   """
   features: list[data.IdFeature] = []
   numeric: list[data.NumericFeature] = []
+  vocabularies: dict[tuple[str, ...], Values] = {}
+
+  def vocabulary_of(name: str) -> Values:
+    columns = spec.tables.get(spec.columns[name].table, (name,))
+    if columns not in vocabularies:
+      vocabularies[columns] = _fit_vocabulary(columns, spec.columns[name], spec, statistics.texts)
+    return vocabularies[columns]
+
   for name, column in spec.columns.items():
     if column.role == "category":
-      values = _vocabulary(name, column, statistics.texts)
-      features.append(data.IdFeature(name, "category", (name,), values))
+      values = vocabulary_of(name)
+      features.append(data.IdFeature(name, "category", (name,), values, table=column.table))
     elif column.role == "hash":
-      features.append(data.IdFeature(name, "hash", (name,), buckets=column.buckets))
+      buckets = column.buckets
+      features.append(data.IdFeature(name, "hash", (name,), buckets=buckets, table=column.table))
     elif column.role == "list":
-      features.append(_fit_list(name, column, statistics))
+      values = () if column.buckets else vocabulary_of(name)
+      features.append(_fit_list(name, column, values, statistics.lengths[name]))
     elif column.role == "time":
       features += [
         data.IdFeature(f"{name}_{part}", part, (name,), tuple(TIME_PARTS[part]))
@@ -200,40 +216,51 @@ def bin_edges(counts: NumberCounts, max_bins: int) -> np.ndarray:
   return values[starts]
 
 
-def _vocabulary(name: str, column: Column, counts: Mapping[str, TextCounts]) -> tuple[str, ...]:
-  """Returns the values of a column that get an id, in ascending order."""
+def _fit_vocabulary(
+  names: Sequence[str], column: Column, spec: Spec, counts: Mapping[str, TextCounts]
+) -> Values:
+  """Returns the values that get an id, in ascending order.
+
+  Args:
+    names: the columns that share the vocabulary.
+    column: settings of one of them.
+    spec: the spec.
+    counts: column -> counts of its texts.
+  """
   if column.vocabulary:
-    lines = locations.read_text(column.vocabulary).splitlines()
-    values = sorted({line.strip() for line in lines if line.strip()})
+    lines = pa.array(locations.read_text(column.vocabulary).splitlines(), pa.string())
+    found = count_values(pc.utf8_trim(lines, SPACES)).sorted_array()[0]
+    found = found.filter(pc.not_equal(found, MISSING))
   else:
-    texts, numbers = counts[name].sorted()
-    values = [v for v, n in zip(texts, numbers, strict=True) if n >= column.min_count]
-    if column.role == "list":
-      values = [v for v in values if v != MISSING]
+    found, numbers = merge_texts([counts[name] for name in names]).sorted_array()
+    is_known = numbers >= column.min_count
+    if all(spec.columns[name].role == "list" for name in names):
+      is_known &= np.asarray(pc.not_equal(found, MISSING))
+    found = found.filter(pa.array(is_known))
+  where = f"column '{names[0]}'"
   require(
-    bool(values),
-    f"column '{name}': no value "
+    len(found) > 0,
+    f"{where}: no value "
     + ("in its vocabulary" if column.vocabulary else f"in at least {column.min_count} train rows"),
   )
   require(
-    len(values) <= _MAX_VALUES,
-    f"column '{name}': has {len(values):,} values; hash it: role = 'hash' and a number of buckets",
+    len(found) <= _MAX_VALUES,
+    f"{where}: has {len(found):,} values; hash it: role = 'hash' and a number of buckets",
   )
-  return tuple(values)
+  return to_values(found)
 
 
-def _fit_list(name: str, column: Column, statistics: Statistics) -> data.IdFeature:
-  length = column.length or min(MAX_LENGTH, max(1, statistics.lengths[name]))
-  values = () if column.buckets else _vocabulary(name, column, statistics.texts)
+def _fit_list(name: str, column: Column, values: Values, longest: int) -> data.IdFeature:
   return data.IdFeature(
     name,
     "list",
     (name,),
     values,
     buckets=column.buckets,
-    length=length,
+    length=column.length or min(MAX_LENGTH, max(1, longest)),
     pooling=column.pooling,
     separator=column.separator,
+    table=column.table,
   )
 
 

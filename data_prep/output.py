@@ -12,7 +12,9 @@ from mmoe_jax import data, errors
 from mmoe_jax.errors import UserError
 
 STORED = ("ids", "numbers", "labels", "weights", "slices", "rows")  # Arrays of a split.
-_SHARD = re.compile(rf"({'|'.join(data.SPLITS)})(/\d{{5}})?(/({'|'.join(STORED)})\.npy)?")
+_OURS = re.compile(
+  rf"({'|'.join(data.SPLITS)})(/\d{{5}})?(/({'|'.join(STORED)})\.npy)?|vocabularies(/[^/]+\.arrow)?"
+)
 
 
 @contextlib.contextmanager
@@ -151,7 +153,7 @@ def _require_replaceable(out: str) -> None:
   others = sorted(
     name
     for name in found
-    if name not in (data.SCHEMA_FILE, data.MANIFEST) and not _SHARD.fullmatch(name)
+    if name not in (data.SCHEMA_FILE, data.MANIFEST) and not _OURS.fullmatch(name)
   )
   errors.require(
     os.path.isdir(out) and not os.path.islink(out) and is_prepared and not others,

@@ -25,14 +25,14 @@ import numpy as np
 from data_prep import arrays, output, parts, splitting
 from data_prep import spec as spec_lib
 from data_prep.collecting import Collected, collect, merge
-from data_prep.fitting import fit
+from data_prep.fitting import Statistics, fit
 from data_prep.parts import PartJob, Runner, tables_of
 from mmoe_jax import cache, data, digests, errors
 from mmoe_jax.data import locations, tables
 from mmoe_jax.files import read_json_object, to_json, write_json
 
 _MERGE = 8  # Statistics of parts that are merged at once.
-_VERSION = 1  # Of what a partial folder holds.
+_VERSION = 2  # Of what a partial folder holds.
 
 
 def prepare(
@@ -163,7 +163,9 @@ def _first_pass(
       waiting = [merge(waiting)]
     progress("statistics", done, len(jobs), sum(sum(rows) for rows in by_part))
   _require_rows(by_part)
-  schema = fit(spec, merge(waiting).statistics, columns=names, sources=dict(sources))
+  statistics = merge(waiting).statistics
+  schema = fit(spec, statistics, columns=names, sources=dict(sources))
+  _report_collisions(spec, statistics)
   data.save_schema(schema, schema_path)
   write_json(rows_path, {"rows": by_part})
   return by_part, schema
@@ -185,7 +187,9 @@ def _with_folders(
   schema_path = os.path.join(folder, os.pardir, data.SCHEMA_FILE)
   if locations.is_remote(out):
     target = locations.join(out, data.SCHEMA_FILE)
-    locations.upload(schema_path, target)
+    for name in (*data.vocabulary_files(schema_path), data.SCHEMA_FILE):
+      source = os.path.join(os.path.dirname(schema_path), *name.split("/"))
+      locations.upload(source, locations.join(out, name))
     schema_path = target
   counts = np.sum(np.array(rows) > 0, axis=0)
   numbers = np.cumsum(np.array(rows) > 0, axis=0) - 1
@@ -240,6 +244,9 @@ def _encoder(path: str) -> data.Encoder:
       with tempfile.TemporaryDirectory() as scratch:
         copy = os.path.join(scratch, data.SCHEMA_FILE)
         locations.download(path, copy)
+        for name in data.vocabulary_files(copy):
+          source = locations.join(path.removesuffix(data.SCHEMA_FILE), name)
+          locations.download(source, os.path.join(scratch, *name.split("/")))
         schema = data.restore_schema(copy)
     else:
       schema = data.restore_schema(path)
@@ -282,6 +289,17 @@ def encode_part(job: PartJob, reader: Callable[..., Any] | None = None) -> dict[
   return record
 
 
+def _report_collisions(spec: spec_lib.Spec, statistics: Statistics) -> None:
+  """Prints how many values of hashed columns share their bucket."""
+  for name, distinct in statistics.distinct.items():
+    buckets = spec.columns[name].buckets
+    print(
+      f"note: column '{name}': about {distinct.estimate():,.0f} values in {buckets:,} buckets; "
+      f"{distinct.shared(buckets):.1%} of the values share theirs with another",
+      file=sys.stderr,
+    )
+
+
 def _report_dropped(schema: data.Schema, records: Sequence[Mapping[str, Any]]) -> None:
   """Prints how many values of lists were left out."""
   for feature in schema.id_features:
@@ -319,12 +337,14 @@ def _finish(
   schema: data.Schema, records: Sequence[Mapping[str, Any]], folder: str, out: str
 ) -> None:
   """Writes schema.json and, last, the manifest."""
-  path = os.path.join(folder, data.SCHEMA_FILE)
-  data.save_schema(schema, path)
+  own = (*data.save_schema(schema, os.path.join(folder, data.SCHEMA_FILE)), data.SCHEMA_FILE)
   files = {name: entry for record in records for name, entry in record["files"].items()}
-  files[data.SCHEMA_FILE] = {"bytes": os.path.getsize(path), "sha256": digests.of_file(path)}
+  for name in own:
+    path = os.path.join(folder, *name.split("/"))
+    files[name] = {"bytes": os.path.getsize(path), "sha256": digests.of_file(path)}
   manifest = os.path.join(folder, data.MANIFEST)
   write_json(manifest, digests.seal({"files": dict(sorted(files.items()))}))
   if locations.is_remote(out):
-    for name in (data.SCHEMA_FILE, data.MANIFEST):
-      locations.upload(os.path.join(folder, name), locations.join(out, name))
+    for name in (*own, data.MANIFEST):
+      source = os.path.join(folder, *name.split("/"))
+      locations.upload(source, locations.join(out, name))

@@ -31,6 +31,7 @@ class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     length: list: values per row that are kept; 0 for as many as train rows have, up to 32.
     pooling: list: `mean` or `sum`.
     parts: time: parts that are features.
+    table: category, hash, list: columns with the same name of a table share ids and embeddings.
   """
 
   role: Literal["category", "hash", "number", "list", "time", "weight", "label", "keep", "ignore"]
@@ -45,6 +46,7 @@ class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
   length: int = 0
   pooling: Literal["mean", "sum"] = "mean"
   parts: tuple[Literal["month", "day", "weekday", "hour", "minute"], ...] = ("weekday", "hour")
+  table: str = ""
 
 
 class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -116,6 +118,15 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     return tuple(name for name, column in self.columns.items() if column.role in roles)
 
   @property
+  def tables(self) -> dict[str, tuple[str, ...]]:
+    """Columns of each shared table."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, column in self.columns.items():
+      if column.table:
+        found[column.table] = (*found.get(column.table, ()), name)
+    return found
+
+  @property
   def weight(self) -> str | None:
     """Column of the sample weights, if any."""
     return next(iter(self.of_role("weight")), None)
@@ -169,6 +180,14 @@ def check(spec: Spec, where: str) -> None:
   )
   for name, column in spec.columns.items():
     _check_column(f"{where}: columns.{name}", name, column)
+  for table, names in spec.tables.items():
+    _check_name(f"{where}: columns.{names[0]}.table", table)
+    for key in ("buckets", "min_count", "vocabulary"):
+      values = {getattr(spec.columns[name], key) for name in names}
+      require(
+        len(values) == 1,
+        f"{where}: columns {', '.join(names)} share the table '{table}': {key} must be the same",
+      )
   require(
     len(spec.of_role("weight")) <= 1,
     f"{where}: columns {', '.join(spec.of_role('weight'))} have the role 'weight': must be one",
@@ -253,6 +272,7 @@ def _check_column(where: str, name: str, column: Column) -> None:
     "length": ("list",),
     "pooling": ("list",),
     "parts": ("time",),
+    "table": ("category", "hash", "list"),
   }
   defaults = Column(role=column.role)
   for key, roles in own.items():

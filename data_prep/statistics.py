@@ -14,9 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmoe_jax.data.columns import Factor
+from mmoe_jax.data.columns import MISSING, Factor
+from mmoe_jax.data.vocabularies import hash_texts
 
 _EXACT = 1 << 16  # Distinct numbers that are counted exactly.
+_GROUP_BITS = 14  # Of a hash, that choose a group of a DistinctCounts.
 _KEPT_BITS = 10  # Of the mantissa of a bucket.
 _MASK = np.int64(-1) << np.int64(52 - _KEPT_BITS)
 
@@ -30,14 +32,18 @@ class TextCounts:
     counts: their counts.
   """
 
-  values: pa.StringArray
+  values: pa.LargeStringArray
   counts: np.ndarray
 
   def sorted(self) -> tuple[list[str], np.ndarray]:
     """Returns the texts in ascending order, and their counts."""
-    texts = self.values.to_pylist()
-    order = sorted(range(len(texts)), key=texts.__getitem__)
-    return [texts[i] for i in order], self.counts[order]
+    values, counts = self.sorted_array()
+    return values.to_pylist(), counts
+
+  def sorted_array(self) -> tuple[pa.Array, np.ndarray]:
+    """Returns the texts in ascending order as an Arrow array, and their counts."""
+    order = pc.sort_indices(self.values)  # The order of UTF-8 is that of code points.
+    return self.values.take(order), self.counts[np.asarray(order)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +95,14 @@ def count_texts(factor: Factor, rows: np.ndarray | None = None) -> TextCounts:
   codes = factor.codes if rows is None else factor.codes[rows]
   counts = np.bincount(codes, minlength=len(factor.values))
   occurring = np.flatnonzero(counts)
-  values = pa.array(factor.values, pa.string())
+  values = pa.array(factor.values, pa.string()).cast(pa.large_string())
   return TextCounts(values.take(pa.array(occurring)), counts[occurring])
+
+
+def count_values(texts: pa.Array) -> TextCounts:
+  """Counts the texts of an Arrow array."""
+  counted = pc.value_counts(texts.cast(pa.large_string()))
+  return TextCounts(counted.field("values"), np.asarray(counted.field("counts")))
 
 
 def merge_texts(parts: Sequence[TextCounts]) -> TextCounts:
@@ -107,6 +119,50 @@ def merge_texts(parts: Sequence[TextCounts]) -> TextCounts:
   values = merged["value"].combine_chunks()
   values = values.chunk(0) if isinstance(values, pa.ChunkedArray) else values
   return TextCounts(values, np.asarray(merged["count_sum"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class DistinctCounts:
+  """Estimate of the number of distinct texts, in memory that does not depend on it.
+
+  HyperLogLog (Flajolet et al., AofA 2007), with a standard error of 0.8 %.
+
+  Attributes:
+    registers: (2^14,) uint8: of the hashes of each group, the most leading zeros plus 1.
+  """
+
+  registers: np.ndarray
+
+  def estimate(self) -> float:
+    """Returns the estimated number of distinct texts."""
+    groups = len(self.registers)
+    alpha = 0.7213 / (1 + 1.079 / groups)
+    raw = alpha * groups**2 / np.sum(2.0 ** -self.registers.astype(np.float64))
+    empty = np.count_nonzero(self.registers == 0)
+    return groups * math.log(groups / empty) if raw <= 2.5 * groups and empty else float(raw)
+
+  def shared(self, buckets: int) -> float:
+    """Returns the expected share of texts whose bucket, of `buckets`, also has another text."""
+    others = max(0.0, self.estimate() - 1)
+    return 1.0 - (1.0 - 1.0 / buckets) ** others
+
+
+def count_distinct(factor: Factor, rows: np.ndarray | None = None) -> DistinctCounts:
+  """Counts the distinct texts of a column approximately; see count_texts."""
+  registers = np.zeros(1 << _GROUP_BITS, np.uint8)
+  values = count_texts(factor, rows).values
+  hashed = hash_texts(values.filter(pc.not_equal(values, MISSING)))
+  group = (hashed >> np.uint64(64 - _GROUP_BITS)).astype(np.int64)
+  rest = hashed << np.uint64(_GROUP_BITS) | np.uint64(1 << (_GROUP_BITS - 1))
+  # The exponent of a float is the position of its highest bit; 53 bits are not rounded.
+  _, exponent = np.frexp((rest >> np.uint64(11)).astype(np.float64))
+  np.maximum.at(registers, group, (54 - exponent).astype(np.uint8))
+  return DistinctCounts(registers)
+
+
+def merge_distinct(parts: Sequence[DistinctCounts]) -> DistinctCounts:
+  """Adds estimates: that of all texts together."""
+  return DistinctCounts(np.max([part.registers for part in parts], axis=0))
 
 
 def count_numbers(x_N: np.ndarray) -> NumberCounts:

@@ -19,7 +19,12 @@ from mmoe_jax.data.schema import (
 )
 from mmoe_jax.data.selection import NUMERIC_FORMS, add_crosses, select
 from mmoe_jax.data.shards import Shards, shard_names
-from mmoe_jax.data.storage import FORMAT_VERSION, restore_schema, save_schema
+from mmoe_jax.data.storage import (
+  FORMAT_VERSION,
+  restore_schema,
+  save_schema,
+  vocabulary_files,
+)
 
 __all__ = [
   "FORMAT_VERSION",
@@ -53,5 +58,6 @@ __all__ = [
   "shard_names",
   "to_features",
   "verify",
+  "vocabulary_files",
   "write_manifest",
 ]

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from mmoe_jax.data.columns import MISSING, SINGLE, Factor, Table, to_table
 from mmoe_jax.data.conditions import evaluate, parse_condition
 from mmoe_jax.data.schema import TIME_PARTS, UNKNOWN, EncodedRows, IdFeature, Schema, Task
+from mmoe_jax.data.vocabularies import Vocabulary
 
 _FEW = 4096  # Distinct values up to which a dict of the vocabulary is faster than Arrow.
 
@@ -26,8 +27,8 @@ class Encoder:
   def __init__(self, schema: Schema):
     """Prepares nothing yet: a vocabulary is indexed when it is first used."""
     self.schema = schema
-    self._vocabularies = {
-      f.name: _Vocabulary(f) for f in schema.id_features if f.kind in ("category", "hash", "list")
+    self._lookups = {
+      f.name: _Lookup(f) for f in schema.id_features if f.kind in ("category", "hash", "list")
     }
     self._needed = {labels: needed_columns(schema, labels) for labels in (False, True)}
     self._columns = schema.id_columns
@@ -109,14 +110,14 @@ class Encoder:
       return _ids_of_times(feature, times_of(table, column))
     if feature.kind == "list":
       return self._ids_of_lists(feature, table, unknown, dropped)
-    if feature.name in self._vocabularies:
+    if feature.name in self._lookups:
       factor = table.factor(column)
       if factor.codes is SINGLE and feature.kind == "category":
-        found = self._vocabularies[feature.name].single(factor.texts()[0])
+        found = self._lookups[feature.name].single(factor.texts()[0])
         if not found[0]:
           _count_unknown(found, factor, column, unknown)
         return found
-      of_value = self._vocabularies[feature.name].ids(factor)
+      of_value = self._lookups[feature.name].ids(factor)
       if feature.kind == "category" and not of_value.all():
         _count_unknown(of_value[factor.codes], factor, column, unknown)
       return of_value[factor.codes]
@@ -131,7 +132,7 @@ class Encoder:
   ) -> np.ndarray:
     column = feature.sources[0]
     rows, factor = table.lists(column, feature.separator)
-    of_value = self._vocabularies[feature.name].ids(factor)
+    of_value = self._lookups[feature.name].ids(factor)
     found = of_value[factor.codes]
     if not feature.buckets:
       _count_unknown(found, factor, column, unknown)
@@ -147,8 +148,8 @@ class Encoder:
     return out[:, 0] if feature.length == 1 else out
 
 
-class _Vocabulary:
-  """Vocabulary of a feature, as a dict for few values and as an Arrow array for many."""
+class _Lookup:
+  """Lookup of a feature's values: by a dict for few, Arrow for many, a Vocabulary for very many."""
 
   def __init__(self, feature: IdFeature):
     self._feature = feature
@@ -163,12 +164,16 @@ class _Vocabulary:
 
   def single(self, value: str) -> np.ndarray:
     """Returns the id (1,) of one value, without work that only pays for many."""
+    if isinstance(self._feature.values, Vocabulary):
+      return self._feature.values.ids([value])
     return np.array((self._index.get(value, UNKNOWN),), np.int64)
 
   def ids(self, factor: Factor) -> np.ndarray:
     """Returns the id of each distinct value."""
     if self._feature.buckets:
       return hash_ids(factor.texts(), self._feature.buckets)
+    if isinstance(self._feature.values, Vocabulary):
+      return self._feature.values.ids(factor.values)
     if len(factor.values) <= _FEW:
       return np.array([self._index.get(v, UNKNOWN) for v in factor.texts()], np.int64)
     found = pc.index_in(pa.array(factor.values, pa.string()), value_set=self._array)

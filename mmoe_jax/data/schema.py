@@ -40,11 +40,13 @@ class IdFeature:
     sources: the column, or the two id features, that it is made from.
     values: values of ids 1, 2, …: category strings, lower edges of bins, integers of `log_int` and
       parts of timestamps, or for a cross the pairs as `first_id * size_of_second + second_id`.
+      Many strings are a vocabularies.Vocabulary.
     buckets: number of buckets, instead of values.
     has_missing: bins: whether missing numbers have an id, the last one.
     length: list: values per row that are kept, each with a column of ids; 1 for other kinds.
     pooling: list: how their vectors are combined, `mean` or `sum`.
     separator: list: separator of the values in a text.
+    table: name of the embedding table, if several features share one: their ids are the same.
   """
 
   name: str
@@ -56,6 +58,7 @@ class IdFeature:
   length: int = 1
   pooling: str = ""
   separator: str = ""
+  table: str = ""
 
   @property
   def size(self) -> int:

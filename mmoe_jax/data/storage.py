@@ -1,29 +1,56 @@
-"""Storage of a schema as JSON."""
+"""Storage of a schema as JSON, and of large vocabularies in files next to it."""
 
 import dataclasses
 import itertools
 import math
+import os
 from typing import Any
 
+from mmoe_jax.data import vocabularies
 from mmoe_jax.data.conditions import parse_condition
 from mmoe_jax.data.schema import KINDS, POOLINGS, TIME_PARTS, TRANSFORMS, IdFeature, Schema
+from mmoe_jax.data.vocabularies import Vocabulary
 from mmoe_jax.errors import UserError, require
 from mmoe_jax.files import parse, read_json_object, write_json
 
-FORMAT_VERSION = 3
-_READABLE = (2, FORMAT_VERSION)
+FORMAT_VERSION = 4
+_READABLE = (2, 3, FORMAT_VERSION)
 
 
-def save_schema(schema: Schema, path: str) -> None:
-  """Writes a schema as JSON, atomically."""
-  write_json(path, {"format_version": FORMAT_VERSION, **_without_defaults(schema)})
+def save_schema(schema: Schema, path: str) -> list[str]:
+  """Writes a schema as JSON, atomically, after the files of its large vocabularies.
+
+  Returns:
+    The files of vocabularies, relative to the folder of `path`.
+  """
+  content = _without_defaults(schema)
+  entries: dict[str, Any] = {}
+  for item in content["id_features"]:
+    if isinstance(item.get("values"), Vocabulary):
+      owner = item.get("table") or item["name"]
+      if owner not in entries:
+        folder = os.path.dirname(os.path.abspath(path))
+        entries[owner] = vocabularies.save(item["values"], folder, owner)
+      del item["values"]
+      item["vocabulary"] = entries[owner]
+  write_json(path, {"format_version": FORMAT_VERSION, **content})
+  return [entry["file"] for entry in entries.values()]
+
+
+def vocabulary_files(path: str) -> list[str]:
+  """Returns the files of vocabularies that a schema refers to, relative to its folder.
+
+  Raises:
+    UserError: if the file is not a schema.
+  """
+  return sorted(set(map(vocabularies.path_in, _entries(read_json_object(path)).values())))
 
 
 def restore_schema(path: str) -> Schema:
   """Reads a schema that `save_schema` wrote.
 
   Raises:
-    UserError: if the file is not a schema of this version.
+    UserError: if the file is not a schema of this version, or a vocabulary is missing or damaged.
   """
   content = read_json_object(path)
   version = content.pop("format_version", None)
@@ -34,10 +61,36 @@ def restore_schema(path: str) -> Schema:
   )
   if version == 2:
     _update(content)
-  schema = parse(content, Schema, path)
+  entries = _entries(content)
+  schema = _with_vocabularies(parse(content, Schema, path), entries, path)
   fault = _find_fault(schema)
   require(fault is None, f"{path}: broken: {fault}; prepare the data again")
   return schema
+
+
+def _entries(content: Any) -> dict[str, Any]:
+  """Removes the vocabularies from the JSON values of a schema, and returns them by feature."""
+  features = content.get("id_features")
+  features = features if isinstance(features, list) else []
+  return {
+    str(item.get("name")): item.pop("vocabulary")
+    for item in features
+    if isinstance(item, dict) and "vocabulary" in item
+  }
+
+
+def _with_vocabularies(schema: Schema, entries: dict[str, Any], path: str) -> Schema:
+  """Returns a schema whose features have the vocabularies of these entries."""
+  folder, opened, features = os.path.dirname(os.path.abspath(path)), {}, []
+  for feature in schema.id_features:
+    if feature.name in entries:
+      entry = entries[feature.name]
+      name = vocabularies.path_in(entry)
+      if name not in opened:
+        opened[name] = vocabularies.restore(entry, folder)
+      feature = dataclasses.replace(feature, values=opened[name])
+    features.append(feature)
+  return dataclasses.replace(schema, id_features=tuple(features))
 
 
 def _without_defaults(schema: Schema) -> dict[str, Any]:
@@ -94,6 +147,10 @@ def _find_fault(schema: Schema) -> str | None:
     return "tasks are missing or repeated"
   if len({f.name for f in schema.id_features}) != len(schema.id_features):
     return "an id feature is repeated"
+  sizes: dict[str, int] = {}
+  for feature in schema.id_features:
+    if feature.table and sizes.setdefault(feature.table, feature.size) != feature.size:
+      return f"features of different sizes in the table '{feature.table}'"
   return None
 
 
@@ -115,6 +172,8 @@ def _find_feature_fault(feature: IdFeature) -> str | None:
   if feature.kind == "list" and not (feature.pooling in POOLINGS and feature.separator):
     return "no pooling or separator"
   is_text = feature.kind in ("category", "list")
+  if isinstance(feature.values, Vocabulary):
+    return None if is_text else "a vocabulary"
   if not all(isinstance(value, str if is_text else int | float) for value in feature.values):
     return "a value of another type"
   if not is_text and not _ascends(feature.values):

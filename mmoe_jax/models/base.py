@@ -36,6 +36,7 @@ class Model(nn.Module):
     feature_lengths: number of columns of ids of each id feature, more than 1 for lists; empty for
       1 each.
     feature_poolings: how the vectors of a list are combined, `mean` or `sum`.
+    feature_tables: name of the table of features that share one, "" for others; empty for none.
     embedding_init_std: standard deviation of the initial embeddings.
     embedding_dropout: dropout rate of the model's input x.
     tower_hidden: units of each hidden layer of a tower, see layers.Mlp, also for the next three.
@@ -53,6 +54,7 @@ class Model(nn.Module):
   embedding_dims: Sequence[int]
   feature_lengths: Sequence[int] = ()
   feature_poolings: Sequence[str] = ()
+  feature_tables: Sequence[str] = ()
   embedding_init_std: float = 0.05
   embedding_dropout: float = 0.0
   tower_hidden: Sequence[int] = (8,)
@@ -90,6 +92,7 @@ class Model(nn.Module):
       "dims": self.embedding_dims,
       "lengths": self.feature_lengths,
       "poolings": self.feature_poolings,
+      "shared": self.feature_tables,
       "init_std": self.embedding_init_std,
       "dropout": self.embedding_dropout,
     }

@@ -22,14 +22,14 @@ class TableLayout(NamedTuple):
   """Place of features in a table, which holds all features of one width.
 
   The ids of feature f select its rows offset_f … offset_f + size_f − 1, so that one gather serves
-  all features of a width.
+  all features of a width. Features may share rows, such as an item and the items seen before.
 
   Attributes:
     name: name of the parameter.
     dim: width of its vectors.
     rows: number of its rows V.
     features: numbers of its features.
-    first_rows: row of each feature's id 0, the id of unknown values.
+    first_rows: rows of id 0, the id of unknown values, of its features.
     columns: the F columns of ids that select its rows; None for all columns in their order.
     offsets_F: (F,) int32, the row of each column's id 0.
   """
@@ -57,7 +57,10 @@ class TableLayout(NamedTuple):
 
 
 def table_layouts(
-  sizes: Sequence[int], dims: Sequence[int], lengths: Sequence[int] = ()
+  sizes: Sequence[int],
+  dims: Sequence[int],
+  lengths: Sequence[int] = (),
+  shared: Sequence[str] = (),
 ) -> list[TableLayout]:
   """Returns the layout of each table, by ascending width.
 
@@ -65,26 +68,38 @@ def table_layouts(
     sizes: number of ids of each feature.
     dims: width of each feature's vectors.
     lengths: columns of ids of each feature; empty for 1 each.
+    shared: for each feature, a name that is equal for features with the same vectors; "" for none.
   """
   lengths = lengths or (1,) * len(sizes)
   starts = np.cumsum([0, *lengths[:-1]])
   layouts = []
   for dim in sorted(set(dims)):
     members = [f for f, d in enumerate(dims) if d == dim]
-    offsets = np.cumsum([0, *(sizes[f] for f in members[:-1])])
+    first_row: dict[str | int, int] = {}
+    rows = 0
+    for f in members:
+      if _owner(shared, f) not in first_row:
+        first_row[_owner(shared, f)] = rows
+        rows += sizes[f]
+    offsets = [first_row[_owner(shared, f)] for f in members]
     columns = np.array([starts[f] + i for f in members for i in range(lengths[f])], int)
     layouts.append(
       TableLayout(
         name=f"table_{dim}",
         dim=dim,
-        rows=sum(sizes[f] for f in members),
+        rows=rows,
         features=tuple(members),
-        first_rows=offsets,
+        first_rows=np.unique(offsets),
         columns=None if len(columns) == sum(lengths) else columns,
         offsets_F=np.repeat(offsets, [lengths[f] for f in members]).astype(np.int32),
       )
     )
   return layouts
+
+
+def _owner(shared: Sequence[str], feature: int) -> str | int:
+  """Returns what a feature's vectors belong to: a name that it shares, or its number."""
+  return (shared[feature] if shared else "") or feature
 
 
 class FeatureEmbedding(nn.Module):
@@ -101,6 +116,7 @@ class FeatureEmbedding(nn.Module):
     dims: width of each feature's vectors.
     lengths: columns of ids of each feature; empty for 1 each. A list has one per value.
     poolings: how a list's vectors are combined, `mean` or `sum`.
+    shared: see table_layouts.
     init_std: standard deviation of the initial vectors.
     dropout: rate at which coordinates of the output are dropped in training.
   """
@@ -109,6 +125,7 @@ class FeatureEmbedding(nn.Module):
   dims: Sequence[int]
   lengths: Sequence[int] = ()
   poolings: Sequence[str] = ()
+  shared: Sequence[str] = ()
   init_std: float = 0.05
   dropout: float = 0.0
 
@@ -122,7 +139,7 @@ class FeatureEmbedding(nn.Module):
     lengths = self.lengths or (1,) * len(self.sizes)
     given = features.get("vectors", {})
     parts = []
-    for table in table_layouts(self.sizes, self.dims, lengths):
+    for table in table_layouts(self.sizes, self.dims, lengths, self.shared):
       vectors_BxFxD = given[table.name] if given else self._read(table, ids_BxF)
       if len(table.offsets_F) > len(table.features):
         vectors_BxFxD = self._pool(vectors_BxFxD, table.select_ids(ids_BxF), table.features)

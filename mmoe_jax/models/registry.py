@@ -41,9 +41,10 @@ MODELS: dict[str, type[Model]] = {
 
 # Fields that the data or the devices set, not the config.
 _NOT_SETTINGS = (
-  *("feature_sizes", "feature_lengths", "feature_poolings", "outputs", "embedding_dims"),
-  *("axis_name", "parent", "name"),
+  *("feature_sizes", "feature_lengths", "feature_poolings", "feature_tables", "outputs"),
+  *("embedding_dims", "axis_name", "parent", "name"),
 )
+_LEAST_DIM, _MOST_DIM = 4, 64  # Of widths by the rule.
 _MAX_SIZE = 1 << 20  # A larger size is most likely a typing error.
 
 
@@ -53,25 +54,44 @@ def create_model(
   """Creates a model for the features and tasks of a schema.
 
   Args:
-    settings: config.model, see `check_model`: `name`, a key of MODELS; `embedding_dim`, the width
-      of every embedding; `embedding_dim_of`, feature name -> a different width; fields of the
-      model's class. Floats may be traced.
+    settings: config.model, see `check_model`: `name`, a key of MODELS; `embedding_dim` and
+      `embedding_dim_of`, see `embedding_dims`; fields of the model's class. Floats may be traced.
     schema: features and tasks of the run.
     axis_name: device axis that batch statistics are averaged over, if any.
   """
   settings = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in settings.items()}
   model_class = MODELS[settings.pop("name")]
   settings.pop("embedding_shards", None)  # Of training: where tables are placed.
-  dim, dim_of = settings.pop("embedding_dim"), settings.pop("embedding_dim_of")
+  dims = embedding_dims(settings, schema)
+  settings = {k: v for k, v in settings.items() if k not in ("embedding_dim", "embedding_dim_of")}
   return model_class(
     feature_sizes=tuple(f.size for f in schema.id_features),
     outputs=tuple(task.outputs for task in schema.tasks),
-    embedding_dims=tuple(dim_of.get(f.name, dim) for f in schema.id_features),
+    embedding_dims=dims,
     feature_lengths=tuple(f.length for f in schema.id_features),
     feature_poolings=tuple(f.pooling for f in schema.id_features),
+    feature_tables=tuple(f.table for f in schema.id_features),
     axis_name=axis_name,
     **settings,
   )
+
+
+def embedding_dims(settings: Mapping[str, Any], schema: Schema) -> tuple[int, ...]:
+  """Returns the width of each id feature's embedding.
+
+  Args:
+    settings: config.model: `embedding_dim` is the width of every embedding, or 0 for a rule:
+      6 · size^(1/4) (Wang et al., Deep & Cross Network for Ad Click Predictions, ADKDD 2017,
+      https://arxiv.org/abs/1708.05123), rounded down to a power of two from 4 to 64, so that there
+      are few tables. `embedding_dim_of` is feature name -> another width.
+    schema: features of the run.
+  """
+  dim, dim_of = settings["embedding_dim"], settings["embedding_dim_of"]
+
+  def by_rule(size: int) -> int:
+    return min(_MOST_DIM, max(_LEAST_DIM, 1 << int(math.log2(6 * size**0.25))))
+
+  return tuple(dim_of.get(f.name, dim or by_rule(f.size)) for f in schema.id_features)
 
 
 def check_model(settings: Mapping[str, Any], schema: Schema) -> None:
@@ -89,7 +109,9 @@ def check_model(settings: Mapping[str, Any], schema: Schema) -> None:
     require(key in settings, f"{where}.{key} is missing")
   name = settings.pop("name")
   require_known(name, MODELS, f"{where}.name")
-  _check_value("embedding_dim", settings.pop("embedding_dim"))
+  dim = settings.pop("embedding_dim")
+  if not (dim == 0 and _is_size(dim + 1)):
+    _check_value("embedding_dim", dim)
   shards = settings.pop("embedding_shards", 0)
   require(
     shards == 0 or _is_size(shards),
@@ -104,6 +126,14 @@ def check_model(settings: Mapping[str, Any], schema: Schema) -> None:
   for feature, dim in dim_of.items():
     require_known(feature, feature_names, f"a feature in {where}.embedding_dim_of")
     _check_value(f"embedding_dim_of.{feature}", dim)
+  dims = embedding_dims({"embedding_dim": dim, "embedding_dim_of": dim_of}, schema)
+  of_table: dict[str, int] = {}
+  for feature, width in zip(schema.id_features, dims, strict=True):
+    require(
+      not feature.table or of_table.setdefault(feature.table, width) == width,
+      f"{where}.embedding_dim_of: features of the table '{feature.table}' must have the same "
+      f"width, but '{feature.name}' has {width}",
+    )
   fields = [f.name for f in dataclasses.fields(MODELS[name]) if f.name not in _NOT_SETTINGS]
   for key, value in settings.items():
     if key not in fields:

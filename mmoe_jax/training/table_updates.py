@@ -9,6 +9,7 @@ import optax
 from mmoe_jax import parallel
 from mmoe_jax.data import Schema
 from mmoe_jax.errors import require, require_known
+from mmoe_jax.models import registry
 from mmoe_jax.models.embedding import ROW_MULTIPLE, TABLES, TableLayout, table_layouts
 from mmoe_jax.training import optimizer
 from mmoe_jax.training.row_optimizer import create_row_optimizer, find_unsupported
@@ -87,9 +88,10 @@ def is_large(config: Any, schema: Schema) -> bool:
 
 def layouts_of(config: Any, schema: Schema) -> list[TableLayout]:
   """Returns the layout of each table of a run."""
-  features, model = schema.id_features, config.model
-  dims = [model.embedding_dim_of.get(f.name, model.embedding_dim) for f in features]
-  return table_layouts([f.size for f in features], dims, [f.length for f in features])
+  features = schema.id_features
+  sizes, lengths = [f.size for f in features], [f.length for f in features]
+  dims = registry.embedding_dims(config.model, schema)
+  return table_layouts(sizes, dims, lengths, [f.table for f in features])
 
 
 def choose_updates(config: Any, large: bool) -> str:

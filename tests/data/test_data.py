@@ -314,7 +314,7 @@ def test_broken_data_is_named(prepared, tmp_path):
     load()
   path = tmp_path / "d" / "schema.json"
   path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 1}))
-  with pytest.raises(UserError, match=r"format version 1, must be 3; prepare the data again"):
+  with pytest.raises(UserError, match=r"format version 1, must be 4; prepare the data again"):
     load()
   path.write_text("{")
   with pytest.raises(UserError, match="broken: not JSON"):

@@ -107,7 +107,7 @@ def test_one_tasks_logit_depends_on_its_own_gate_and_tower_only():
     ({"expert_activation": "rleu"}, "did you mean 'relu'"),
     ({"tower_norm": "bach"}, "did you mean 'batch'"),
     ({"expert_dropout": 1.0}, r"must be a rate in \[0, 1\)"),
-    ({"embedding_dim": 0}, "embedding_dim = 0: must be a whole number"),
+    ({"embedding_dim": -1}, "embedding_dim = -1: must be a whole number"),
     ({"embedding_dim_of": {"f9": 2}}, "'f9', which does not exist; known: f0"),
     ({"embedding_dim_of": {"f0": 0}}, r"embedding_dim_of\.f0 = 0"),
     ({"embedding_init_std": -1.0}, "must be a standard deviation of at least 0"),
