@@ -43,7 +43,8 @@ def vocabulary_files(path: str) -> list[str]:
   Raises:
     UserError: if the file is not a schema.
   """
-  return sorted(set(map(vocabularies.path_in, _entries(read_json_object(path)).values())))
+  entries = _entries(read_json_object(path)).values()
+  return sorted({vocabularies.path_in(entry, path) for entry in entries})
 
 
 def restore_schema(path: str) -> Schema:
@@ -81,13 +82,14 @@ def _entries(content: Any) -> dict[str, Any]:
 
 def _with_vocabularies(schema: Schema, entries: dict[str, Any], path: str) -> Schema:
   """Returns a schema whose features have the vocabularies of these entries."""
-  folder, opened, features = os.path.dirname(os.path.abspath(path)), {}, []
+  opened: dict[str, Vocabulary] = {}
+  features = []
   for feature in schema.id_features:
     if feature.name in entries:
       entry = entries[feature.name]
-      name = vocabularies.path_in(entry)
+      name = vocabularies.path_in(entry, path)
       if name not in opened:
-        opened[name] = vocabularies.restore(entry, folder)
+        opened[name] = vocabularies.restore(entry, path)
       feature = dataclasses.replace(feature, values=opened[name])
     features.append(feature)
   return dataclasses.replace(schema, id_features=tuple(features))

@@ -169,30 +169,40 @@ def save(vocabulary: Vocabulary, folder: str, feature: str) -> dict[str, Any]:
   return {"file": name, "values": len(vocabulary), "sha256": digests.of_file(path)}
 
 
-def restore(entry: Mapping[str, Any], folder: str) -> Vocabulary:
-  """Opens the vocabulary of an entry in schema.json.
+def restore(entry: Mapping[str, Any], schema_path: str) -> Vocabulary:
+  """Opens the vocabulary of an entry of a schema.
+
+  Args:
+    entry: the entry.
+    schema_path: path of the schema.
 
   Raises:
     UserError: if its file is missing, or not the one that was written.
   """
-  path = os.path.join(folder, *path_in(entry).split("/"))
-  require(os.path.isfile(path), f"{path}: is missing; prepare the data again")
+  folder = os.path.dirname(os.path.abspath(schema_path))
+  path = os.path.join(folder, *path_in(entry, schema_path).split("/"))
+  remedy = "prepare the data again (of a work directory: train again)"
+  require(os.path.isfile(path), f"{schema_path}: its vocabulary {path} is missing; {remedy}")
   require(
     digests.of_file(path) == entry.get("sha256"),
-    f"{path}: changed or damaged since it was written; prepare the data again",
+    f"{schema_path}: its vocabulary {path} changed or is damaged; {remedy}",
   )
   return open_vocabulary(path)
 
 
-def path_in(entry: Any) -> str:
+def path_in(entry: Any, where: str) -> str:
   """Returns the path of an entry of schema.json.
+
+  Args:
+    entry: the entry.
+    where: path of the schema, for errors.
 
   Raises:
     UserError: if it is not a file in the folder of vocabularies.
   """
   name = entry.get("file") if isinstance(entry, Mapping) else None
   good = isinstance(name, str) and name.startswith(f"{FOLDER}/") and name.endswith(".arrow")
-  require(good and name.count("/") == 1, f"schema.json: a vocabulary has the file {name!r}")
+  require(good and name.count("/") == 1, f"{where}: broken: a vocabulary has the file {name!r}")
   return name
 
 

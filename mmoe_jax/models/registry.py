@@ -123,9 +123,9 @@ def check_model(settings: Mapping[str, Any], schema: Schema) -> None:
     hasattr(dim_of, "items"),
     f"{where}.embedding_dim_of = {dim_of!r}: must be feature -> width, such as {{'age_bins': 8}}",
   )
-  for feature, dim in dim_of.items():
-    require_known(feature, feature_names, f"a feature in {where}.embedding_dim_of")
-    _check_value(f"embedding_dim_of.{feature}", dim)
+  for name_of_feature, width in dim_of.items():
+    require_known(name_of_feature, feature_names, f"a feature in {where}.embedding_dim_of")
+    _check_value(f"embedding_dim_of.{name_of_feature}", width)
   dims = embedding_dims({"embedding_dim": dim, "embedding_dim_of": dim_of}, schema)
   of_table: dict[str, int] = {}
   for feature, width in zip(schema.id_features, dims, strict=True):

@@ -12,7 +12,7 @@ from data_prep import inspect, preparation, splitting
 from data_prep import tabular as tabular_command
 from data_prep.spec import parse_spec, read_spec
 from mmoe_jax import data
-from mmoe_jax.data import locations, remote_copy
+from mmoe_jax.data import locations, remote_copy, vocabularies
 from mmoe_jax.errors import UserError
 from mmoe_jax.prediction import scoring
 from mmoe_jax.prediction.predictor import Predictor
@@ -66,7 +66,10 @@ def prepare(spec, path, out, **settings):
   return preparation.prepare(spec, groups, out, **settings)
 
 
-def test_from_and_to_object_storage_the_bytes_are_the_same(bucket, local, tmp_path, cache_home):
+def test_from_and_to_object_storage_the_bytes_are_the_same(
+  bucket, local, tmp_path, cache_home, monkeypatch
+):
+  monkeypatch.setattr(vocabularies, "LARGE", 3)  # Values of `tags` are in a file.
   for name in ("shop.csv", "shop.parquet", "spec.toml"):
     locations.upload(os.path.join(local, name), f"{bucket}/raw/{name}")
   spec = read_spec(f"{bucket}/raw/spec.toml")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_prep import statistics
-from mmoe_jax.data.columns import from_rows
+from mmoe_jax.data.columns import Factor, from_rows
 from tests import reference
 
 
@@ -60,3 +60,21 @@ def test_only_the_given_rows_count():
   factor = from_rows([{"c": v} for v in "aabbc"]).factor("c")
   texts, counts = statistics.count_texts(factor, np.array([1, 0, 1, 0, 0], bool)).sorted()
   assert (texts, counts.tolist()) == (["a", "b"], [1, 1])
+
+
+@pytest.mark.parametrize("distinct", [0, 5, 3000, 200_000])
+def test_distinct_values_are_estimated_in_any_parts(distinct):
+  rng = reference.fresh_rng()
+  texts = [f"value {rng.integers(1 << 60)}" for _ in range(distinct)] + [""]
+  factor = Factor(np.arange(len(texts)), texts)
+  whole = statistics.count_distinct(factor)
+  assert whole.estimate() == pytest.approx(distinct, rel=0.05)
+  parts = [
+    statistics.count_distinct(factor, rng.random(len(texts)) < share) for share in (0.3, 0.6, 1)
+  ]
+  got = merged(parts, statistics.merge_distinct, rng)
+  np.testing.assert_array_equal(got.registers, whole.registers)
+  buckets = max(2, distinct // 2)
+  chosen = rng.integers(0, buckets, distinct)
+  share = (np.bincount(chosen, minlength=buckets)[chosen] > 1).mean() if distinct else 0.0
+  assert whole.shared(buckets) == pytest.approx(share, abs=0.05 if distinct > 5 else 1)

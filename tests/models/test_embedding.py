@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mmoe_jax.models.embedding import FeatureEmbedding
+from mmoe_jax.models.embedding import FeatureEmbedding, table_layouts
 from tests import reference
 
 KEY = jax.random.key(0)
@@ -34,3 +34,21 @@ def test_embedding_of_unknown_values_starts_at_zero_and_of_no_other():
   blank = {"ids": np.zeros((1, 2), np.uint8), "numeric": np.zeros((1, 0), np.float32)}
   table = jax.jit(module.init, static_argnums=2)(KEY, blank, False)["params"]["table_4"]
   np.testing.assert_array_equal((table == 0).all(1), [True, False, False] + [True] + [False] * 4)
+
+
+def test_features_of_one_table_have_the_same_vectors():
+  rng = reference.fresh_rng()
+  sizes, dims, lengths = (9, 5, 9, 9), (4, 4, 4, 4), (1, 1, 1, 3)
+  layouts = table_layouts(sizes, dims, lengths, ("items", "", "items", "items"))
+  assert [layout.rows for layout in layouts] == [14]
+  np.testing.assert_array_equal(layouts[0].first_rows, [0, 9])
+  ids = np.concatenate([rng.integers(0, size, (20, 1)) for size in (9, 5, 9, 9, 9, 9)], 1)
+  features = {"ids": ids.astype(np.uint8), "numeric": np.zeros((20, 0), np.float32)}
+  poolings = ("", "", "", "sum")
+  module = FeatureEmbedding(sizes, dims, lengths, poolings, ("items", "", "items", "items"))
+  variables = module.init(KEY, features, False)
+  table = np.asarray(variables["params"]["table_4"])
+  items, other = table[:9], table[9:]
+  history = sum(items[ids[:, c]] for c in (3, 4, 5))
+  expected = np.concatenate([items[ids[:, 0]], other[ids[:, 1]], items[ids[:, 2]], history], 1)
+  np.testing.assert_allclose(module.apply(variables, features, False), expected, rtol=1e-6)

@@ -170,3 +170,13 @@ def test_every_model_documents_its_paper_and_fields():
     for field in dataclasses.fields(model):
       if field.name not in ("parent", "name"):
         assert field.name in docs, field.name
+
+
+def test_widths_by_the_rule_follow_the_number_of_ids():
+  sizes = {3: 4, 20: 8, 1000: 32, 10_000: 32, 10**6: 64, 10**9: 64}
+  features = [data.IdFeature(f"f{size}", "hash", (f"f{size}",), buckets=size - 1) for size in sizes]
+  schema = data.Schema((), tuple(features), (), (data.Task("t", "t"),))
+  settings = {**SETTINGS, "embedding_dim": 0}
+  assert models.create_model(settings, schema).embedding_dims == tuple(sizes.values())
+  settings["embedding_dim_of"] = {"f20": 3}
+  assert models.create_model(settings, schema).embedding_dims[:3] == (4, 3, 32)

@@ -17,7 +17,8 @@ from mmoe_jax.training.table_updates import sharded_leaves
 from mmoe_jax.training.task_weighting import create_task_weighting
 from tests import reference
 
-SIZES, DIMS, LENGTHS, POOLINGS = (40, 7, 300, 12), (4, 3, 4, 4), (1, 1, 1, 3), ("", "", "", "mean")
+SIZES, DIMS, LENGTHS = (40, 7, 300, 40), (4, 3, 4, 4), (1, 1, 1, 3)
+POOLINGS, SHARED = ("", "", "", "mean"), ("items", "", "", "items")
 KEY = jax.random.key(5)
 RATE = {"learning_rate": 0.1, "weight_decay": 0.0, "schedule": "cosine", "warmup_epochs": 0.5}
 ROWS, BATCH, EPOCHS = 203, 32, 3
@@ -27,10 +28,11 @@ MODEL = MMoE(
   embedding_dims=DIMS,
   feature_lengths=LENGTHS,
   feature_poolings=POOLINGS,
+  feature_tables=SHARED,
   experts=3,
   expert_hidden=(8,),
 )
-LAYOUTS = table_layouts(SIZES, DIMS, LENGTHS)
+LAYOUTS = table_layouts(SIZES, DIMS, LENGTHS, SHARED)
 SETTINGS = {
   "sgd": {"name": "sgd", **RATE},
   "adagrad": {"name": "adagrad", **RATE},
@@ -257,7 +259,11 @@ def test_a_step_writes_tables_in_place():
   settings = {**SETTINGS["adagrad"], "name": "rowwise_adagrad"}
   rows = rows._replace(features={**rows.features, "ids": rows.features["ids"][:, :2]})
   model = MODEL.clone(
-    feature_sizes=(50_000, 50_000), embedding_dims=(16, 16), feature_lengths=(), feature_poolings=()
+    feature_sizes=(50_000, 50_000),
+    embedding_dims=(16, 16),
+    feature_lengths=(),
+    feature_poolings=(),
+    feature_tables=(),
   )
   tables = RowWiseTables(layout, row_optimizer.create_row_optimizer(settings, 7, EPOCHS), 0.05)
   tx = dense_optimizer(settings, groups=("dense",))
