@@ -34,6 +34,9 @@ WEIGHTINGS = {
 _COMMON = {
   "embedding_dim": 4,  # Width of every embedding; 0: by the feature's size.
   "embedding_dim_of": {},  # Feature -> another width, such as {"age_bins": 8}.
+  # none, quotient_remainder or double_hash: of features with more ids than embedding_rows.
+  "embedding_compression": "none",
+  "embedding_rows": 0,  # Table rows of such a feature.
   "embedding_init_std": 0.05,  # Standard deviation of the initial embeddings.
   # Devices that share each table's rows; 0 shards tables that one device's memory cannot hold.
   "embedding_shards": 0,

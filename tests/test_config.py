@@ -220,10 +220,11 @@ def test_every_model_has_as_many_parameters_as_mmoe():
 
 def test_every_setting_of_every_model_is_in_the_config():
   wired = {"feature_sizes", "outputs", "embedding_dims", "axis_name", "parent", "name"}
-  wired |= {"feature_lengths", "feature_poolings", "feature_tables"}
+  wired |= {"feature_lengths", "feature_poolings", "feature_tables", "feature_compressions"}
   for name, model in models.MODELS.items():
     fields = {f.name for f in dataclasses.fields(model)} - wired
     own = {"name", "embedding_dim", "embedding_dim_of", "embedding_shards"}
+    own |= {"embedding_compression", "embedding_rows"}
     assert set(census.get_config(name).model) == fields | own
 
 

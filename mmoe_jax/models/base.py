@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 
 from mmoe_jax.errors import require
+from mmoe_jax.models.embedding import Compression
 
 Array = jax.Array
 
@@ -37,6 +38,7 @@ class Model(nn.Module):
       1 each.
     feature_poolings: how the vectors of a list are combined, `mean` or `sum`.
     feature_tables: name of the table of features that share one, "" for others; empty for none.
+    feature_compressions: see embedding.Compression; empty for none.
     embedding_init_std: standard deviation of the initial embeddings.
     embedding_dropout: dropout rate of the model's input x.
     tower_hidden: units of each hidden layer of a tower, see layers.Mlp, also for the next three.
@@ -55,6 +57,7 @@ class Model(nn.Module):
   feature_lengths: Sequence[int] = ()
   feature_poolings: Sequence[str] = ()
   feature_tables: Sequence[str] = ()
+  feature_compressions: Sequence[Compression | None] = ()
   embedding_init_std: float = 0.05
   embedding_dropout: float = 0.0
   tower_hidden: Sequence[int] = (8,)
@@ -93,6 +96,7 @@ class Model(nn.Module):
       "lengths": self.feature_lengths,
       "poolings": self.feature_poolings,
       "shared": self.feature_tables,
+      "compressions": self.feature_compressions,
       "init_std": self.embedding_init_std,
       "dropout": self.embedding_dropout,
     }

@@ -3,6 +3,7 @@
 Shape letters: B rows, F columns of ids, L of them of a list, D inputs, V table rows.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,27 +12,53 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmoe_jax.models.kernels import scramble
 from mmoe_jax.models.layers import Dropout
 
 Array = jax.Array
 TABLES = "embedding"  # The part of each model's parameters that consists of tables.
+# Kind -> how the two vectors a and b of an id are combined.
+COMPRESSIONS = {
+  # Quotient and remainder of the id: no two ids have the same pair (Shi et al., Compositional
+  # Embeddings Using Complementary Partitions, KDD 2020, https://arxiv.org/abs/1909.02107, section
+  # 4). 1 + a, so that the product starts as random as a vector.
+  "quotient_remainder": lambda a, b: (1.0 + a) * b,
+  # Two hashes of the id (Zhang et al., Model Size Reduction Using Frequency Based Double Hashing
+  # for Recommender Systems, RecSys 2020, https://arxiv.org/abs/2007.14523).
+  "double_hash": lambda a, b: a + b,
+}
 ROW_MULTIPLE = 256  # Sharded tables have a multiple of these rows: numbers of devices divide it.
+
+
+class Compression(NamedTuple):
+  """Compression of a feature into few table rows: each id has two vectors, which are combined.
+
+  Attributes:
+    kind: a key of COMPRESSIONS.
+    moduli: number of rows that the first and the second vector are chosen from.
+  """
+
+  kind: str
+  moduli: tuple[int, int]
 
 
 class TableLayout(NamedTuple):
   """Place of features in a table, which holds all features of one width.
 
   The ids of feature f select its rows offset_f … offset_f + size_f − 1, so that one gather serves
-  all features of a width. Features may share rows, such as an item and the items seen before.
+  all features of a width. Features may share rows, such as an item and the items seen before. A
+  compressed feature has each of its columns twice, for the first and the second vectors.
 
   Attributes:
     name: name of the parameter.
     dim: width of its vectors.
     rows: number of its rows V.
     features: numbers of its features.
-    first_rows: rows of id 0, the id of unknown values, of its features.
+    first_rows: rows of id 0, the id of unknown values, of its features without compression.
     columns: the F columns of ids that select its rows; None for all columns in their order.
-    offsets_F: (F,) int32, the row of each column's id 0.
+    offsets_F: (F,) int32, the first row of each column's feature.
+    coding_3xF: for each column divisor, salt and modulus: row number (id // divisor) mod modulus,
+      with a salt instead hash(id, salt) mod modulus; None without compression.
   """
 
   name: str
@@ -41,6 +68,7 @@ class TableLayout(NamedTuple):
   first_rows: np.ndarray
   columns: np.ndarray | None
   offsets_F: np.ndarray
+  coding_3xF: np.ndarray | None
 
   @property
   def padded_rows(self) -> int:
@@ -53,7 +81,49 @@ class TableLayout(NamedTuple):
 
   def row_numbers(self, ids_BxF: Array) -> Array:
     """Returns the table's rows (B, F), int32, that the ids of a batch select."""
-    return self.select_ids(ids_BxF).astype(jnp.int32) + self.offsets_F[None, :]
+    ids_BxF = self.select_ids(ids_BxF)
+    if self.coding_3xF is not None:
+      divisors_F, salts_F, moduli_F = jnp.asarray(self.coding_3xF)
+      ids_BxF = ids_BxF.astype(jnp.uint32)
+      hashed_BxF = scramble(ids_BxF ^ scramble(salts_F)[None, :])
+      coded_BxF = jnp.where(salts_F > 0, hashed_BxF, ids_BxF // divisors_F[None, :])
+      ids_BxF = coded_BxF % moduli_F[None, :]
+    return ids_BxF.astype(jnp.int32) + self.offsets_F[None, :]
+
+
+def compress(kind: str, size: int, rows: int) -> Compression | None:
+  """Returns the compression of a feature; None if it has no more ids than rows.
+
+  Args:
+    kind: a key of COMPRESSIONS, or `none`.
+    size: number of ids.
+    rows: number of table rows that it may take.
+
+  Raises:
+    ValueError: if it does not fit into so few rows.
+  """
+  if kind == "none" or size <= rows:
+    return None
+  if kind == "double_hash":
+    return Compression(kind, (rows // 2, rows - rows // 2))
+  # The most remainders m, so that few ids share one: m + ceil(size / m) <= rows.
+  least = 2 * math.isqrt(size) + 2
+  if rows < least:
+    raise ValueError(f"must be at least {least:,} for {size:,} ids")
+  m = (rows + math.isqrt(rows * rows - 4 * size)) // 2
+  while m + -(-size // m) > rows:
+    m -= 1
+  return Compression(kind, (-(-size // m), m))
+
+
+def _coding_of(compression: Compression | None, size: int) -> list[tuple[int, int, int]]:
+  """Returns divisor, salt and modulus of each of a feature's parts."""
+  if compression is None:
+    return [(1, 0, size)]
+  first, second = compression.moduli
+  if compression.kind == "double_hash":
+    return [(1, 1, first), (1, 2, second)]
+  return [(second, 0, first), (1, 0, second)]
 
 
 def table_layouts(
@@ -61,6 +131,7 @@ def table_layouts(
   dims: Sequence[int],
   lengths: Sequence[int] = (),
   shared: Sequence[str] = (),
+  compressions: Sequence[Compression | None] = (),
 ) -> list[TableLayout]:
   """Returns the layout of each table, by ascending width.
 
@@ -69,6 +140,7 @@ def table_layouts(
     dims: width of each feature's vectors.
     lengths: columns of ids of each feature; empty for 1 each.
     shared: for each feature, a name that is equal for features with the same vectors; "" for none.
+    compressions: of each feature; empty for none.
   """
   lengths = lengths or (1,) * len(sizes)
   starts = np.cumsum([0, *lengths[:-1]])
@@ -76,30 +148,38 @@ def table_layouts(
   for dim in sorted(set(dims)):
     members = [f for f, d in enumerate(dims) if d == dim]
     first_row: dict[str | int, int] = {}
+    columns, offsets, coding, unknown = [], [], [], set()
     rows = 0
     for f in members:
-      if _owner(shared, f) not in first_row:
-        first_row[_owner(shared, f)] = rows
-        rows += sizes[f]
-    offsets = [first_row[_owner(shared, f)] for f in members]
-    columns = np.array([starts[f] + i for f in members for i in range(lengths[f])], int)
+      compression = compressions[f] if compressions else None
+      parts = _coding_of(compression, sizes[f])
+      owner = (shared[f] if shared else "") or f
+      if owner not in first_row:
+        first_row[owner] = rows
+        rows += sum(modulus for _, _, modulus in parts)
+      at = first_row[owner]
+      if compression is None:
+        unknown.add(at)
+      for part in parts:
+        columns += range(starts[f], starts[f] + lengths[f])
+        offsets += [at] * lengths[f]
+        coding += [part] * lengths[f]
+        at += part[2]
+    is_all = columns == list(range(sum(lengths)))
+    is_coded = compressions and any(compressions[f] for f in members)
     layouts.append(
       TableLayout(
         name=f"table_{dim}",
         dim=dim,
         rows=rows,
         features=tuple(members),
-        first_rows=np.unique(offsets),
-        columns=None if len(columns) == sum(lengths) else columns,
-        offsets_F=np.repeat(offsets, [lengths[f] for f in members]).astype(np.int32),
+        first_rows=np.array(sorted(unknown), int),
+        columns=None if is_all else np.array(columns, int),
+        offsets_F=np.array(offsets, np.int32),
+        coding_3xF=np.array(coding, np.uint32).T if is_coded else None,
       )
     )
   return layouts
-
-
-def _owner(shared: Sequence[str], feature: int) -> str | int:
-  """Returns what a feature's vectors belong to: a name that it shares, or its number."""
-  return (shared[feature] if shared else "") or feature
 
 
 class FeatureEmbedding(nn.Module):
@@ -117,6 +197,7 @@ class FeatureEmbedding(nn.Module):
     lengths: columns of ids of each feature; empty for 1 each. A list has one per value.
     poolings: how a list's vectors are combined, `mean` or `sum`.
     shared: see table_layouts.
+    compressions: see table_layouts.
     init_std: standard deviation of the initial vectors.
     dropout: rate at which coordinates of the output are dropped in training.
   """
@@ -126,6 +207,7 @@ class FeatureEmbedding(nn.Module):
   lengths: Sequence[int] = ()
   poolings: Sequence[str] = ()
   shared: Sequence[str] = ()
+  compressions: Sequence[Compression | None] = ()
   init_std: float = 0.05
   dropout: float = 0.0
 
@@ -139,7 +221,8 @@ class FeatureEmbedding(nn.Module):
     lengths = self.lengths or (1,) * len(self.sizes)
     given = features.get("vectors", {})
     parts = []
-    for table in table_layouts(self.sizes, self.dims, lengths, self.shared):
+    layouts = table_layouts(self.sizes, self.dims, lengths, self.shared, self.compressions)
+    for table in layouts:
       vectors_BxFxD = given[table.name] if given else self._read(table, ids_BxF)
       if len(table.offsets_F) > len(table.features):
         vectors_BxFxD = self._pool(vectors_BxFxD, table.select_ids(ids_BxF), table.features)
@@ -160,17 +243,27 @@ class FeatureEmbedding(nn.Module):
     return table_VxD.at[table.row_numbers(ids_BxF)].get(mode="promise_in_bounds")
 
   def _pool(self, vectors_BxFxD: Array, ids_BxF: Array, members: Sequence[int]) -> Array:
-    """Combines the vectors of each list's known values; id 0 is an absent or unknown value."""
+    """Combines the vectors of each id, then those of each list's known values.
+
+    Id 0 is an absent or unknown value.
+    """
     pooled, at = [], 0
     for f in members:
-      here = slice(at, at + self.lengths[f])
-      at = here.stop
-      if self.lengths[f] == 1:
-        pooled.append(vectors_BxFxD[:, here])
-        continue
+      length = self.lengths[f] if self.lengths else 1
+      compression = self.compressions[f] if self.compressions else None
+      here = slice(at, at + length)
+      vectors_BxLxD = vectors_BxFxD[:, here]
       is_known_BxL = (ids_BxF[:, here] > 0).astype(vectors_BxFxD.dtype)
-      total_BxD = jnp.einsum("bld,bl->bd", vectors_BxFxD[:, here], is_known_BxL)
-      if self.poolings[f] == "mean":
+      at += length
+      if compression is not None:
+        second_BxLxD = vectors_BxFxD[:, at : at + length]
+        at += length
+        vectors_BxLxD = COMPRESSIONS[compression.kind](vectors_BxLxD, second_BxLxD)
+      if length == 1 and compression is None:
+        pooled.append(vectors_BxLxD)
+        continue
+      total_BxD = jnp.einsum("bld,bl->bd", vectors_BxLxD, is_known_BxL)
+      if length > 1 and self.poolings[f] == "mean":
         total_BxD = total_BxD / jnp.maximum(is_known_BxL.sum(1, keepdims=True), 1.0)
       pooled.append(total_BxD[:, None])
     return jnp.concatenate(pooled, axis=1)

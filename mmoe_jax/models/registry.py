@@ -18,6 +18,7 @@ from mmoe_jax.models.baselines import (
   TensorFactorization,
 )
 from mmoe_jax.models.dselect_k import DSelectK
+from mmoe_jax.models.embedding import COMPRESSIONS, Compression, compress
 from mmoe_jax.models.esmm import ESMM
 from mmoe_jax.models.mmoe import MMoE, OMoE
 from mmoe_jax.models.ple import CGC, PLE
@@ -41,9 +42,11 @@ MODELS: dict[str, type[Model]] = {
 
 # Fields that the data or the devices set, not the config.
 _NOT_SETTINGS = (
-  *("feature_sizes", "feature_lengths", "feature_poolings", "feature_tables", "outputs"),
-  *("embedding_dims", "axis_name", "parent", "name"),
+  *("feature_sizes", "feature_lengths", "feature_poolings", "feature_tables"),
+  *("feature_compressions", "outputs", "embedding_dims", "axis_name", "parent", "name"),
 )
+# Settings from which the fields of a feature are computed.
+_OF_FEATURES = ("embedding_dim", "embedding_dim_of", "embedding_compression", "embedding_rows")
 _LEAST_DIM, _MOST_DIM = 4, 64  # Of widths by the rule.
 _MAX_SIZE = 1 << 20  # A larger size is most likely a typing error.
 
@@ -54,16 +57,17 @@ def create_model(
   """Creates a model for the features and tasks of a schema.
 
   Args:
-    settings: config.model, see `check_model`: `name`, a key of MODELS; `embedding_dim` and
-      `embedding_dim_of`, see `embedding_dims`; fields of the model's class. Floats may be traced.
+    settings: config.model, see `check_model`: `name`, a key of MODELS; _OF_FEATURES, see
+      `embedding_dims` and `embedding_compressions`; fields of the model's class. Floats may be
+      traced.
     schema: features and tasks of the run.
     axis_name: device axis that batch statistics are averaged over, if any.
   """
   settings = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in settings.items()}
   model_class = MODELS[settings.pop("name")]
   settings.pop("embedding_shards", None)  # Of training: where tables are placed.
-  dims = embedding_dims(settings, schema)
-  settings = {k: v for k, v in settings.items() if k not in ("embedding_dim", "embedding_dim_of")}
+  dims, compressions = embedding_dims(settings, schema), embedding_compressions(settings, schema)
+  settings = {key: value for key, value in settings.items() if key not in _OF_FEATURES}
   return model_class(
     feature_sizes=tuple(f.size for f in schema.id_features),
     outputs=tuple(task.outputs for task in schema.tasks),
@@ -71,6 +75,7 @@ def create_model(
     feature_lengths=tuple(f.length for f in schema.id_features),
     feature_poolings=tuple(f.pooling for f in schema.id_features),
     feature_tables=tuple(f.table for f in schema.id_features),
+    feature_compressions=compressions,
     axis_name=axis_name,
     **settings,
   )
@@ -92,6 +97,33 @@ def embedding_dims(settings: Mapping[str, Any], schema: Schema) -> tuple[int, ..
     return min(_MOST_DIM, max(_LEAST_DIM, 1 << int(math.log2(6 * size**0.25))))
 
   return tuple(dim_of.get(f.name, dim or by_rule(f.size)) for f in schema.id_features)
+
+
+def embedding_compressions(
+  settings: Mapping[str, Any], schema: Schema
+) -> tuple[Compression | None, ...]:
+  """Returns the compression of each id feature's table; empty for none.
+
+  Args:
+    settings: config.model: `embedding_compression`, a key of COMPRESSIONS or `none`, of features
+      with more ids than `embedding_rows`, which get that many table rows.
+    schema: features of the run.
+
+  Raises:
+    UserError: if a feature does not fit into so few rows.
+  """
+  kind, rows = settings.get("embedding_compression", "none"), settings.get("embedding_rows", 0)
+  if kind == "none":
+    return ()
+  found = []
+  for feature in schema.id_features:
+    try:
+      found.append(compress(kind, feature.size, rows))
+    except ValueError as error:
+      raise UserError(
+        f"config.model.embedding_rows = {rows}: {error} ('{feature.name}') with '{kind}'"
+      ) from error
+  return tuple(found)
 
 
 def check_model(settings: Mapping[str, Any], schema: Schema) -> None:
@@ -117,6 +149,19 @@ def check_model(settings: Mapping[str, Any], schema: Schema) -> None:
     shards == 0 or _is_size(shards),
     f"{where}.embedding_shards = {shards!r}: must be a whole number (0: by memory)",
   )
+  kind = settings.pop("embedding_compression", "none")
+  require_known(kind, ("none", *COMPRESSIONS), f"{where}.embedding_compression")
+  rows = settings.pop("embedding_rows", 0)
+  require(
+    (kind == "none" and rows == 0) or (_is_size(rows, 1 << 31) and rows > 1),
+    f"{where}.embedding_rows = {rows!r}: must be a whole number from 2 to 2,147,483,648 (0 without "
+    "compression)",
+  )
+  require(
+    kind != "none" or rows == 0,
+    f"{where}.embedding_rows = {rows}: has no effect without {where}.embedding_compression",
+  )
+  embedding_compressions({"embedding_compression": kind, "embedding_rows": rows}, schema)
   feature_names = [f.name for f in schema.id_features]
   dim_of = settings.pop("embedding_dim_of")
   require(
@@ -177,5 +222,5 @@ def _check_value(key: str, value: Any) -> None:
     require(_is_size(value), f"{what} = {value}: must be a whole number from 1 to {_MAX_SIZE:,}")
 
 
-def _is_size(value: Any) -> bool:
-  return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_SIZE
+def _is_size(value: Any, most: int = _MAX_SIZE) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most

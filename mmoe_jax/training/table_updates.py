@@ -91,7 +91,8 @@ def layouts_of(config: Any, schema: Schema) -> list[TableLayout]:
   features = schema.id_features
   sizes, lengths = [f.size for f in features], [f.length for f in features]
   dims = registry.embedding_dims(config.model, schema)
-  return table_layouts(sizes, dims, lengths, [f.table for f in features])
+  compressions = registry.embedding_compressions(config.model, schema)
+  return table_layouts(sizes, dims, lengths, [f.table for f in features], compressions)
 
 
 def choose_updates(config: Any, large: bool) -> str:

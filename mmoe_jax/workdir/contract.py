@@ -63,7 +63,12 @@ class _PopulationResults(TypedDict):
 _LOCATIONS = ("data_dir",)  # Keys that may change when a run resumes.
 # Keys that older runs do not have, with what they did. With row-wise updates, tables can move to
 # another number of devices.
-_ADDED = {"optimizer.embedding.updates": "dense", "model.embedding_shards": 1}
+_ADDED = {
+  "optimizer.embedding.updates": "dense",
+  "model.embedding_shards": 1,
+  "model.embedding_compression": "none",
+  "model.embedding_rows": 0,
+}
 _PLACEMENT = ("train.devices", "model.embedding_shards")
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from mmoe_jax import parallel
 from mmoe_jax.models import MMoE
-from mmoe_jax.models.embedding import table_layouts
+from mmoe_jax.models.embedding import Compression, table_layouts
 from mmoe_jax.training import optimizer, row_optimizer, row_updates
 from mmoe_jax.training.losses import binary_cross_entropy
 from mmoe_jax.training.row_updates import RowWiseTables
@@ -19,6 +19,7 @@ from tests import reference
 
 SIZES, DIMS, LENGTHS = (40, 7, 300, 40), (4, 3, 4, 4), (1, 1, 1, 3)
 POOLINGS, SHARED = ("", "", "", "mean"), ("items", "", "", "items")
+COMPRESSED = (None, None, Compression("quotient_remainder", (10, 30)), None)
 KEY = jax.random.key(5)
 RATE = {"learning_rate": 0.1, "weight_decay": 0.0, "schedule": "cosine", "warmup_epochs": 0.5}
 ROWS, BATCH, EPOCHS = 203, 32, 3
@@ -29,10 +30,11 @@ MODEL = MMoE(
   feature_lengths=LENGTHS,
   feature_poolings=POOLINGS,
   feature_tables=SHARED,
+  feature_compressions=COMPRESSED,
   experts=3,
   expert_hidden=(8,),
 )
-LAYOUTS = table_layouts(SIZES, DIMS, LENGTHS, SHARED)
+LAYOUTS = table_layouts(SIZES, DIMS, LENGTHS, SHARED, COMPRESSED)
 SETTINGS = {
   "sgd": {"name": "sgd", **RATE},
   "adagrad": {"name": "adagrad", **RATE},
@@ -264,6 +266,7 @@ def test_a_step_writes_tables_in_place():
     feature_lengths=(),
     feature_poolings=(),
     feature_tables=(),
+    feature_compressions=(),
   )
   tables = RowWiseTables(layout, row_optimizer.create_row_optimizer(settings, 7, EPOCHS), 0.05)
   tx = dense_optimizer(settings, groups=("dense",))
