@@ -37,6 +37,7 @@ _COMMON = {
   # none, quotient_remainder or double_hash: of features with more ids than embedding_rows.
   "embedding_compression": "none",
   "embedding_rows": 0,  # Table rows of such a feature.
+  "embedding_dtype": "float32",  # Or bfloat16, with optimizer.embedding.updates = "rows".
   "embedding_init_std": 0.05,  # Standard deviation of the initial embeddings.
   # Devices that share each table's rows; 0 shards tables that one device's memory cannot hold.
   "embedding_shards": 0,

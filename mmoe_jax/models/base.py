@@ -40,6 +40,7 @@ class Model(nn.Module):
     feature_tables: name of the table of features that share one, "" for others; empty for none.
     feature_compressions: see embedding.Compression; empty for none.
     embedding_init_std: standard deviation of the initial embeddings.
+    embedding_dtype: type of the tables' numbers, `float32` or `bfloat16`.
     embedding_dropout: dropout rate of the model's input x.
     tower_hidden: units of each hidden layer of a tower, see layers.Mlp, also for the next three.
     tower_activation: activation of a tower.
@@ -59,6 +60,7 @@ class Model(nn.Module):
   feature_tables: Sequence[str] = ()
   feature_compressions: Sequence[Compression | None] = ()
   embedding_init_std: float = 0.05
+  embedding_dtype: str = "float32"
   embedding_dropout: float = 0.0
   tower_hidden: Sequence[int] = (8,)
   tower_activation: str = "relu"
@@ -98,6 +100,7 @@ class Model(nn.Module):
       "shared": self.feature_tables,
       "compressions": self.feature_compressions,
       "init_std": self.embedding_init_std,
+      "dtype": self.embedding_dtype,
       "dropout": self.embedding_dropout,
     }
 

@@ -27,6 +27,7 @@ COMPRESSIONS = {
   # for Recommender Systems, RecSys 2020, https://arxiv.org/abs/2007.14523).
   "double_hash": lambda a, b: a + b,
 }
+DTYPES = ("float32", "bfloat16")
 ROW_MULTIPLE = 256  # Sharded tables have a multiple of these rows: numbers of devices divide it.
 
 
@@ -199,6 +200,7 @@ class FeatureEmbedding(nn.Module):
     shared: see table_layouts.
     compressions: see table_layouts.
     init_std: standard deviation of the initial vectors.
+    dtype: type of the tables' numbers, see DTYPES; vectors are float32.
     dropout: rate at which coordinates of the output are dropped in training.
   """
 
@@ -209,6 +211,7 @@ class FeatureEmbedding(nn.Module):
   shared: Sequence[str] = ()
   compressions: Sequence[Compression | None] = ()
   init_std: float = 0.05
+  dtype: str = "float32"
   dropout: float = 0.0
 
   @nn.compact
@@ -238,9 +241,10 @@ class FeatureEmbedding(nn.Module):
       # Without Flax's check of the shape: rows that fill up the devices' shards may follow.
       table_VxD = self.get_variable("params", table.name)
     else:
-      table_VxD = self.param(table.name, init, (table.rows, table.dim))
+      table_VxD = self.param(table.name, init, (table.rows, table.dim), jnp.dtype(self.dtype))
     # Encoding keeps ids in range; a second check would cost 5 to 10 % of a step on a CPU.
-    return table_VxD.at[table.row_numbers(ids_BxF)].get(mode="promise_in_bounds")
+    vectors_BxFxD = table_VxD.at[table.row_numbers(ids_BxF)].get(mode="promise_in_bounds")
+    return vectors_BxFxD.astype(jnp.float32)
 
   def _pool(self, vectors_BxFxD: Array, ids_BxF: Array, members: Sequence[int]) -> Array:
     """Combines the vectors of each id, then those of each list's known values.

@@ -18,7 +18,7 @@ from mmoe_jax.models.baselines import (
   TensorFactorization,
 )
 from mmoe_jax.models.dselect_k import DSelectK
-from mmoe_jax.models.embedding import COMPRESSIONS, Compression, compress
+from mmoe_jax.models.embedding import COMPRESSIONS, DTYPES, Compression, compress
 from mmoe_jax.models.esmm import ESMM
 from mmoe_jax.models.mmoe import MMoE, OMoE
 from mmoe_jax.models.ple import CGC, PLE
@@ -196,6 +196,9 @@ def _check_value(key: str, value: Any) -> None:
   what = f"config.model.{key}"
   if key.endswith("activation"):
     require_known(value, layers.ACTIVATIONS, what)
+    return
+  if key.endswith("dtype"):
+    require_known(value, DTYPES, what)
     return
   if key.endswith("norm"):
     require_known(value, layers.NORMS, what)

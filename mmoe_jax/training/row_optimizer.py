@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mmoe_jax.models.kernels import scramble
 from mmoe_jax.models.layers import is_enabled
 from mmoe_jax.training.optimizer import create_group_schedule, ftrl_init, ftrl_weights
 
@@ -68,7 +69,7 @@ def adagrad(schedule: Schedule, initial: float = 0.1, eps: float = 1e-7) -> RowO
     scale_NxD = jnp.where(sums_NxD > 0, jax.lax.rsqrt(sums_NxD + eps), 0.0)
     return rows_NxD - schedule(step) * grads_NxD * scale_NxD, {"squares": sums_NxD}
 
-  return RowOptimizer(lambda table: {"squares": jnp.full_like(table, initial)}, update)
+  return RowOptimizer(lambda table: {"squares": jnp.full(table.shape, initial)}, update)
 
 
 def rowwise_adagrad(schedule: Schedule, initial: float = 0.0, eps: float = 1e-8) -> RowOptimizer:
@@ -131,7 +132,7 @@ def lazy_adam(
     return moved_NxD, {"means": means_NxD, "squares": squares_NxD}
 
   return RowOptimizer(
-    lambda table: {"means": jnp.zeros_like(table), "squares": jnp.zeros_like(table)}, update
+    lambda table: {"means": jnp.zeros(table.shape), "squares": jnp.zeros(table.shape)}, update
   )
 
 
@@ -154,7 +155,7 @@ def ftrl(
   def init(table_VxD: Array) -> State:
     return {
       "z": ftrl_init(table_VxD, learning_rate, beta, l1, l2),
-      "n": jnp.zeros_like(table_VxD),
+      "n": jnp.zeros(table_VxD.shape),
     }
 
   return RowOptimizer(init, update, has_l1=l1 > 0)
@@ -194,3 +195,23 @@ def find_unsupported(settings: Mapping[str, Any]) -> str | None:
     if is_enabled(settings.get(key, 0.0)):
       return f"{key} = {settings[key]}: changes every row of a table in every step"
   return None
+
+
+def round_at_random(values_NxD: Array, rows_N: Array, step: Array) -> Array:
+  """Rounds float32 to bfloat16, up or down with probabilities that keep the mean.
+
+  To the nearest, most updates would be lost: bfloat16 has 8 bits, and an update is often less than
+  1/256 of its number (Zhang et al., Training with Low-Precision Embedding Tables, 2018).
+
+  Args:
+    values_NxD: finite numbers; those of bfloat16 stay as they are.
+    rows_N: their rows in the table, from which the random bits are hashed.
+    step: number of steps taken before.
+  """
+  column_D = jnp.arange(values_NxD.shape[1], dtype=jnp.uint32) * jnp.uint32(0x9E3779B9)
+  seed_N = scramble(scramble(rows_N.astype(jnp.uint32)) ^ step.astype(jnp.uint32))
+  random_NxD = scramble(seed_N[:, None] + column_D[None, :]) >> 16
+  # Adding to the bits moves away from zero, so both signs are rounded alike.
+  bits_NxD = jax.lax.bitcast_convert_type(values_NxD, jnp.uint32) + random_NxD
+  rounded = jax.lax.bitcast_convert_type(bits_NxD & jnp.uint32(0xFFFF0000), jnp.float32)
+  return rounded.astype(jnp.bfloat16)

@@ -27,7 +27,7 @@ import optax
 
 from mmoe_jax.models.embedding import TABLES, TableLayout
 from mmoe_jax.models.kernels import scramble
-from mmoe_jax.training.row_optimizer import RowOptimizer
+from mmoe_jax.training.row_optimizer import RowOptimizer, round_at_random
 
 Array = jax.Array
 
@@ -139,6 +139,7 @@ class RowWiseTables:
     devices: int = 1,
     axis_name: str | None = None,
     is_sharded: bool = False,
+    dtype: str = "float32",
   ):
     """Prepares the functions.
 
@@ -150,7 +151,9 @@ class RowWiseTables:
       devices: number of devices that share a batch.
       axis_name: name of their axis, if there are several.
       is_sharded: whether each device owns a range of the rows.
+      dtype: type of the tables' numbers; bfloat16 is rounded at random, see round_at_random.
     """
+    self._dtype = jnp.dtype(dtype)
     self._layouts = {layout.name: layout for layout in layouts}
     self._optimizer = optimizer
     self._init_std, self._clip_norm = init_std, clip_norm
@@ -180,9 +183,11 @@ class RowWiseTables:
       given: tables to start from; empty for random ones.
     """
     tables = {
-      name: pad_table(given[name], layout)
-      if given
-      else init_table(jax.random.fold_in(key, i), layout, self._init_std)
+      name: (
+        pad_table(given[name], layout)
+        if given
+        else init_table(jax.random.fold_in(key, i), layout, self._init_std)
+      ).astype(self._dtype)
       for i, (name, layout) in enumerate(self._layouts.items())
     }
     states = {name: self._optimizer.init(table) for name, table in tables.items()}
@@ -225,12 +230,13 @@ class RowWiseTables:
     for name, found in rows.items():
       table_VxD = params[TABLES][name]
       if not self._is_sharded:
-        vectors[name] = table_VxD.at[found.own_BxF].get(mode="promise_in_bounds")
+        own = table_VxD.at[found.own_BxF].get(mode="promise_in_bounds")
+        vectors[name] = own.astype(jnp.float32)
         continue
       # Filler rows are read as well: batch norm includes them.
       all_N = self._gather(found.own_BxF).reshape(-1)
       own_N = _own_rows(all_N, table_VxD.shape[0], self._axis_name)
-      vectors_NxD = table_VxD.at[own_N].get(mode="fill", fill_value=0.0)
+      vectors_NxD = table_VxD.at[own_N].get(mode="fill", fill_value=0.0).astype(jnp.float32)
       mine = jax.lax.psum_scatter(vectors_NxD, self._axis_name, tiled=True)
       vectors[name] = mine.reshape(*found.own_BxF.shape, -1)
     return Trained(self.split(params)[0], vectors)
@@ -291,7 +297,11 @@ class RowWiseTables:
       state_N = jax.tree.map(take, opt_state.rows[name])
       is_read = self._axis_name is None  # Otherwise other devices read some of the rows.
       old_NxD = trained.vectors[name].reshape(count, -1) if is_read else take(table_VxD)
+      old_NxD = old_NxD.astype(jnp.float32)
       new_NxD, new_state_N = self._optimizer.update(grads.vectors[name], old_NxD, state_N, step)
+      if self._dtype == jnp.bfloat16:
+        shard = jax.lax.axis_index(self._axis_name) if self._is_sharded else 0
+        new_NxD = round_at_random(new_NxD, local_N + shard * size, step)
       tables[name] = put(table_VxD, new_NxD)
       states[name] = jax.tree.map(put, opt_state.rows[name], new_state_N)
     return {**dense, TABLES: tables}, opt_state._replace(dense=dense_state, rows=states)

@@ -68,6 +68,8 @@ def dense(config: Any, user: str) -> Any:
     settings.get("updates", "dense") != "rows",
     f"{where}.updates = 'rows': {reason}; set 'dense'",
   )
+  dtype = config.model.get("embedding_dtype", "float32")
+  require(dtype == "float32", f"config.model.embedding_dtype = '{dtype}': {reason}; set 'float32'")
   config = config.copy_and_resolve_references()
   with config.unlocked():
     config.optimizer.embedding["updates"] = "dense"
@@ -113,6 +115,12 @@ def choose_updates(config: Any, large: bool) -> str:
   fault = f"{where}.{fault}" if fault else None
   if config.model.name in _DENSE_ONLY:
     fault = f"config.model.name = '{config.model.name}': {_DENSE_ONLY[config.model.name]}"
+  dtype = config.model.get("embedding_dtype", "float32")
+  if dtype != "float32":
+    reason = f"config.model.embedding_dtype = '{dtype}': only with updated rows"
+    require(updates != "dense", f"{reason}; set {where}.updates = 'rows'")
+    require(fault is None, f"{fault}, but {reason[:1].lower() + reason[1:]}; change one of them")
+    return "rows"
   if is_rowwise_only:
     require(updates != "dense", f"{where}.updates = 'dense': '{settings.name}' updates rows only")
     require(fault is None, f"{fault}, but '{settings.name}' updates rows only; change one of them")
@@ -180,6 +188,7 @@ def create_tables(
     devices,
     axis_name,
     is_sharded,
+    config.model.get("embedding_dtype", "float32"),
   )
 
 

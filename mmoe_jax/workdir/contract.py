@@ -68,6 +68,7 @@ _ADDED = {
   "model.embedding_shards": 1,
   "model.embedding_compression": "none",
   "model.embedding_rows": 0,
+  "model.embedding_dtype": "float32",
 }
 _PLACEMENT = ("train.devices", "model.embedding_shards")
 

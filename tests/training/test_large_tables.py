@@ -218,3 +218,20 @@ def test_every_other_model_trains_by_rows(by_rows, name):
   state, losses = run.train_epoch(run.state, 1)
   assert np.isfinite(losses.losses).all()
   assert np.abs(np.asarray(state.params["embedding"]["table_4"]) - before).max() > 1e-3
+
+
+def test_bfloat16_tables_are_trained_saved_and_scored(by_rows, tmp_path, monkeypatch):
+  by_rows.model.embedding_dtype = "bfloat16"
+  by_rows.checkpoint.every_epochs = 1
+  whole, cut = str(tmp_path / "whole"), str(tmp_path / "cut")
+  results = loop.train_and_evaluate(by_rows, whole)
+  train_and_stop(by_rows, cut, 1, monkeypatch)
+  assert loop.train_and_evaluate(by_rows, cut)["test"] == results["test"]
+  tables = checkpoint.read_arrays(whole, "tables")
+  assert {str(table.dtype) for table in tables.values()} == {"bfloat16"}
+  variables = Predictor(whole).variables["params"]["embedding"]
+  assert {str(table.dtype) for table in variables.values()} == {"bfloat16"}
+  by_rows.optimizer.embedding.updates = "dense"
+  by_rows.optimizer.embedding.name = "adagrad"
+  with pytest.raises(UserError, match=r"embedding_dtype = 'bfloat16': only with updated rows"):
+    loop.train_and_evaluate(by_rows, str(tmp_path / "other"))

@@ -280,3 +280,47 @@ def test_a_step_writes_tables_in_place():
   table_bytes = 100_096 * 16 * 4
   assert analysis.alias_size_in_bytes > table_bytes  # Donated and written in place.
   assert analysis.temp_size_in_bytes < table_bytes / 8
+
+
+def test_rounding_at_random_keeps_the_mean_and_exact_numbers():
+  rng = reference.fresh_rng()
+  values = (rng.normal(size=(20_000, 4)) * 10.0 ** rng.integers(-6, 3, (20_000, 1))).astype("f4")
+  values[:, 3] = np.float32(jnp.asarray(values[:, 3], jnp.bfloat16))
+  number = jnp.int32(rng.integers(1 << 30))
+  rounded = row_optimizer.round_at_random(jnp.asarray(values), jnp.arange(20_000), number)
+  assert rounded.dtype == jnp.bfloat16
+  got = np.asarray(rounded, np.float64)
+  np.testing.assert_array_equal(got[:, 3], values[:, 3])
+  relative = (got[:, :3] - values[:, :3]) / np.abs(values[:, :3])
+  assert np.abs(relative).max() < 2**-7
+  assert abs(relative.mean()) < 5 * relative.std() / np.sqrt(relative.size)
+  assert 0.4 < (relative > 0).mean() < 0.6
+  other = row_optimizer.round_at_random(jnp.asarray(values), jnp.arange(20_000), number + 1)
+  assert (np.asarray(other, np.float64) != got)[:, :3].mean() > 0.2
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_bfloat16_tables_follow_those_of_float32(is_sharded):
+  rows = rows_of(reference.fresh_rng())
+  settings = SETTINGS["sgd"]  # Adagrad's first steps depend on the sign of tiny gradients.
+  tx = dense_optimizer(settings, groups=("dense",))
+  expected, losses = train(rows, tables_of(settings), tx)
+  optimizer_of_rows = row_optimizer.create_row_optimizer(settings, 7, EPOCHS)
+  devices = parallel.Devices(2 if is_sharded else 1)
+  arguments = (0.0, devices.count, devices.axis_name, is_sharded, "bfloat16")
+  tables = RowWiseTables(LAYOUTS, optimizer_of_rows, 0.05, *arguments)
+  spec = (lambda shapes: sharded_leaves(shapes, True)) if is_sharded else None
+  state, got = train(rows, tables, tx, devices=devices, spec=spec)
+  for name, table in state.params["embedding"].items():
+    assert table.dtype == jnp.bfloat16
+    exact = np.asarray(expected.params["embedding"][name])
+    assert np.abs(np.asarray(table, np.float32) - exact).max() < 0.05 * np.abs(exact).max()
+  np.testing.assert_allclose(got, losses, rtol=0.02)
+
+
+@pytest.mark.parametrize("name", ["adagrad", "rowwise_adagrad", "ftrl", "adam"])
+def test_optimizers_of_bfloat16_tables_keep_float32_state(name):
+  settings = SETTINGS.get(name, {**SETTINGS["adagrad"], "name": name})
+  rows = row_optimizer.create_row_optimizer(settings, 7, EPOCHS)
+  state = rows.init(jnp.zeros((8, 4), jnp.bfloat16))
+  assert {a.dtype.name for a in state.values()} == {"float32"}
