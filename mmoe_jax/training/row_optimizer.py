@@ -154,7 +154,7 @@ def ftrl(
 
   def init(table_VxD: Array) -> State:
     return {
-      "z": ftrl_init(table_VxD, learning_rate, beta, l1, l2),
+      "z": ftrl_init(table_VxD.astype(jnp.float32), learning_rate, beta, l1, l2),
       "n": jnp.zeros(table_VxD.shape),
     }
 
