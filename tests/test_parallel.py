@@ -14,6 +14,7 @@ from mmoe_jax import parallel
 from mmoe_jax.errors import UserError
 from mmoe_jax.parallel import hosts, programs
 from mmoe_jax.training import loop
+from mmoe_jax.workdir import checkpoint
 from tests import ROOT
 from tests.commands import command, environment
 
@@ -59,16 +60,21 @@ def test_shard_and_replicate_keep_values():
   assert len(devices.shard(array, axis=1).sharding.device_set) == 8
 
 
-def test_two_hosts_equal_one(prepared, tmp_path):
+def host_config(prepared, optimizer):
+  """Returns settings under which only rounding depends on the devices: without dropout."""
   config = smoke.get_config()
   config.data_dir, config.train.devices = prepared, 1
   config.train.epochs, config.train.batch_size = 1, 512
   for group in ("dense", "embedding"):
     config.optimizer[group].name, config.optimizer[group].learning_rate = "sgd", 0.1
-  # Dropout differs between devices; without it, only rounding does.
+  config.optimizer.embedding.name = optimizer
   for part in ("embedding", "expert", "tower"):
     config.model[f"{part}_dropout"] = 0.0
-  one = loop.train_and_evaluate(config, str(tmp_path / "one"))
+  return config
+
+
+def train_on_two_hosts(config, workdir, virtual_devices, **settings):
+  """Trains in two processes; returns what each printed."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -77,9 +83,11 @@ def test_two_hosts_equal_one(prepared, tmp_path):
     f"optimizer.{g}.{k}" for g in ("dense", "embedding") for k in ("name", "learning_rate")
   )
   keys += tuple(f"model.{part}_dropout" for part in ("embedding", "expert", "tower"))
-  words = command("mmoe_jax.main", "--config", "configs/smoke.py", "--workdir", tmp_path / "two")
+  words = command("mmoe_jax.main", "--config", "configs/smoke.py", "--workdir", workdir)
   words += [f"--config.{key}={operator.attrgetter(key)(config)}" for key in keys]
+  words += [f"--config.{key}={value}" for key, value in settings.items()]
   cluster = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+  cluster["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={virtual_devices}"
   hosts = [
     subprocess.Popen(
       words,
@@ -93,11 +101,35 @@ def test_two_hosts_equal_one(prepared, tmp_path):
   ]
   outputs = [host.communicate(timeout=200)[0] for host in hosts]
   assert [host.returncode for host in hosts] == [0, 0]
+  return outputs
+
+
+def test_two_hosts_equal_one(prepared, tmp_path):
+  config = host_config(prepared, "sgd")
+  one = loop.train_and_evaluate(config, str(tmp_path / "one"))
+  outputs = train_on_two_hosts(config, tmp_path / "two", 1)
   assert ["income_50k" in text for text in outputs] == [True, False]  # Only the first prints.
   two = json.loads((tmp_path / "two" / "results.json").read_text())
   for task in ("income_50k", "marital_stat"):
     assert two["test"][f"{task}/auc"] == pytest.approx(one["test"][f"{task}/auc"], abs=1e-4)
   assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_tables_sharded_over_two_hosts_equal_those_of_one_device(prepared, tmp_path):
+  config = host_config(prepared, "sgd")
+  config.optimizer.embedding.updates = "rows"
+  loop.train_and_evaluate(config, str(tmp_path / "one"))
+  settings = {"optimizer.embedding.updates": "rows", "model.embedding_shards": 4}
+  train_on_two_hosts(config, tmp_path / "two", 2, **settings)
+  tables = [checkpoint.read_arrays(str(tmp_path / name), "tables") for name in ("one", "two")]
+  for name, table in tables[0].items():
+    np.testing.assert_allclose(tables[1][name], table, rtol=1e-4, atol=1e-6)
+  # One device restores, verifies and evaluates what four have saved.
+  (tmp_path / "two" / "results.json").unlink()
+  found = loop.train_and_evaluate(config, str(tmp_path / "two"))
+  again = loop.train_and_evaluate(config, str(tmp_path / "one"))
+  for name, value in again["test"].items():
+    assert found["test"][name] == pytest.approx(value, abs=1e-4), name
 
 
 def test_an_unused_accelerator_gives_a_warning(monkeypatch, capsys, tmp_path):

@@ -11,6 +11,7 @@ from mmoe_jax.parallel.hosts import (
   device_count,
   initialize,
   is_first_host,
+  max_over_hosts,
   use_all_cores,
   warn_of_unused_accelerator,
 )
@@ -28,6 +29,7 @@ __all__ = [
   "is_first_host",
   "jit",
   "jit_once",
+  "max_over_hosts",
   "members_at_once",
   "use_all_cores",
   "warn_of_unused_accelerator",

@@ -113,15 +113,17 @@ class Devices:
   ) -> Callable:
     """Compiles an epoch for a state whose tables are sharded: `shard_map` for `pmap`."""
     every = PartitionSpec()
+    # Several hosts place arrays of numbers, but no keys.
+    place_key = lambda key: self.replicate(np.asarray(jax.random.key_data(key)))
     mapped = jax.shard_map(
-      epoch,
+      lambda state, rows, key_data: epoch(state, rows, jax.random.wrap_key_data(key_data)),
       mesh=self._mesh,
       in_specs=(specs, every, every),
       out_specs=(specs, every),
       check_vma=False,  # Collectives make the results equal, which it cannot see.
     )
-    program = compile_for(jax.jit(mapped, donate_argnums=0), state, rows, self.replicate(key))
-    return _with_huge_pages(program)
+    program = compile_for(jax.jit(mapped, donate_argnums=0), state, rows, place_key(key))
+    return _with_huge_pages(lambda state, rows, key: program(state, rows, place_key(key)))
 
 
 def _with_huge_pages(epoch: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from mmoe_jax.errors import UserError, require
 
@@ -75,6 +77,13 @@ def use_all_cores() -> None:
 def is_first_host() -> bool:
   """Returns whether this process writes files and prints."""
   return jax.process_index() == 0
+
+
+def max_over_hosts(numbers: np.ndarray) -> np.ndarray:
+  """Returns the elementwise maximum of an array of each host; all hosts must call it."""
+  if jax.process_count() == 1:
+    return numbers
+  return multihost_utils.process_allgather(numbers).max(0)
 
 
 def describe_devices(devices: Sequence[Any]) -> str:

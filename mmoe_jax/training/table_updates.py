@@ -240,10 +240,6 @@ def _choose_shards(config: Any, size: int, updates: str, devices: parallel.Devic
     # Tables, and optimizer state of at most twice their size.
     shards = devices.count if memory and 3 * 4 * size > _FREE_SHARE * memory else 1
   require(
-    shards <= 1 or jax.process_count() == 1,
-    f"{where}: tables are sharded over the devices of one host only; set 1",
-  )
-  require(
     ROW_MULTIPLE % max(1, shards) == 0,
     f"{where}: tables are sharded over a number of devices that divides {ROW_MULTIPLE} only",
   )

@@ -11,12 +11,10 @@ ones are those of the checkpoint of the best epoch, which is kept as well.
 
 import contextlib
 import gc
-import hashlib
 import logging
 import os
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +25,7 @@ from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from mmoe_jax import digests
 from mmoe_jax.errors import SaveError, UserError, require
+from mmoe_jax.workdir.array_digests import digest_arrays
 from mmoe_jax.workdir.contract import CHECKPOINTS, saved_epochs
 
 KEPT = 2
@@ -52,24 +51,16 @@ class _DamagedError(Exception):
   """A checkpoint cannot be read, or its arrays are not those that were saved."""
 
 
-def digest_arrays(tree: Any) -> str:
-  """Returns the SHA-256 of paths, types, shapes and values of a tree of arrays."""
-  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  named = {tuple(map(_key, path)): np.asarray(leaf) for path, leaf in leaves}
-  digest = hashlib.sha256()
-  for path, array in sorted(named.items()):
-    digest.update(f"{'/'.join(path)} {array.dtype} {array.shape}\n".encode())
-    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-  return digest.hexdigest()
-
-
 def read_arrays(workdir: str, item: str = "state") -> dict[str, np.ndarray]:
   """Reads the arrays of an item of the last checkpoint by path, for comparing runs."""
   folder = os.path.abspath(os.path.join(workdir, CHECKPOINTS))
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # orbax warns that it takes the sharding from the file.
-    last = os.path.join(folder, str(saved_epochs(workdir)[-1]), item)
-    tree = ocp.PyTreeCheckpointer().restore(last)
+  last = os.path.join(folder, str(saved_epochs(workdir)[-1]), item)
+  reader = ocp.PyTreeCheckpointer()
+  # To the host: the devices that saved them may not exist here.
+  to_host = jax.tree.map(
+    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(last).item_metadata.tree
+  )
+  tree = reader.restore(last, restore_args=to_host)
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
@@ -171,6 +162,7 @@ class Checkpoints:
     content = {
       "epoch": epoch,
       "items": {"state": digest_arrays(state), "best": digest_arrays(best)},
+      "in_parts": True,
       "belongs_to": self._belongs_to,
       "log": log,
     }
@@ -334,7 +326,7 @@ class Checkpoints:
       raise _DamagedError("its manifest changed since it was saved")
     if manifest["epoch"] != epoch:
       raise _DamagedError(f"it was saved as epoch {manifest['epoch']}")
-    if manifest["items"].get(item) != digest_arrays(arrays):
+    if manifest["items"].get(item) != digest_arrays(arrays, manifest.get("in_parts", False)):
       raise _DamagedError(f"'{item}' is not what was saved")
     for name, expected in manifest["belongs_to"].items():
       require(
@@ -379,14 +371,6 @@ def _quiet() -> Iterator[None]:
     os.dup2(saved, 2)
     os.close(saved)
     os.close(null)
-
-
-def _key(entry: Any) -> str:
-  """Returns the name of a step in a path, the same for attributes, keys and positions."""
-  for kind in ("name", "key", "idx"):
-    if hasattr(entry, kind):
-      return str(getattr(entry, kind))
-  return str(entry)
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from mmoe_jax.errors import UserError
-from mmoe_jax.workdir import checkpoint
+from mmoe_jax.workdir import array_digests, checkpoint
 
 STATE = {"w": jnp.arange(6.0).reshape(2, 3), "n": jnp.int32(7), "none": {}}
 BEST = {"w": -jnp.arange(6.0)}
@@ -233,8 +233,8 @@ def test_a_reader_finds_a_checkpoint_while_training_deletes_older_ones(tmp_path,
 
 def test_digest_depends_on_names_types_shapes_and_values():
   tree = {"a": jnp.arange(4.0), "b": {"c": jnp.int32(1)}}
-  same = checkpoint.digest_arrays({"b": {"c": np.int32(1)}, "a": np.arange(4, dtype=np.float32)})
-  assert checkpoint.digest_arrays(tree) == same
+  same = array_digests.digest_arrays({"b": {"c": np.int32(1)}, "a": np.arange(4, dtype=np.float32)})
+  assert array_digests.digest_arrays(tree) == same
   others = [
     {"a": jnp.arange(4.0), "b": {"d": jnp.int32(1)}},
     {"a": jnp.arange(4), "b": {"c": jnp.int32(1)}},
@@ -242,4 +242,4 @@ def test_digest_depends_on_names_types_shapes_and_values():
     {"a": jnp.arange(4.0) + 1e-7, "b": {"c": jnp.int32(1)}},
     {"a": jnp.arange(4.0)},
   ]
-  assert len({same, *map(checkpoint.digest_arrays, others)}) == 6
+  assert len({same, *map(array_digests.digest_arrays, others)}) == 6
