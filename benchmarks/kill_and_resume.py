@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 from absl import flags
 
 from mmoe_jax import commands, errors
@@ -30,6 +31,15 @@ def _finish(workdir: str) -> float:
   start = time.perf_counter()
   errors.require(_start(workdir).wait() == 0, f"the run in {workdir} failed")
   return time.perf_counter() - start
+
+
+def _arrays(workdir: str) -> dict[str, np.ndarray]:
+  """Returns the arrays of the last checkpoint, large tables included."""
+  found = checkpoint.read_arrays(workdir)
+  last = os.path.join(workdir, "checkpoints", str(contract.saved_epochs(workdir)[-1]))
+  if os.path.isdir(os.path.join(last, "tables")):
+    found |= checkpoint.read_arrays(workdir, "tables")
+  return found
 
 
 def main(argv: list[str]) -> None:
@@ -56,7 +66,7 @@ def main(argv: list[str]) -> None:
     bool(contract.saved_epochs(killed)), "no kill followed a checkpoint; use another --seed"
   )
   _finish(killed)
-  a, b = checkpoint.read_arrays(whole), checkpoint.read_arrays(killed)
+  a, b = _arrays(whole), _arrays(killed)
   errors.require(a.keys() == b.keys(), "the checkpoints contain different arrays")
   differ = [k for k in a if a[k].tobytes() != b[k].tobytes()]
   errors.require(not differ, f"{len(differ)} of {len(a)} arrays differ, first {differ[:1]}")
