@@ -194,8 +194,14 @@ class Table:
       codes = np.asarray(flat, np.int64)[np.repeat(starts[factor.codes], lengths) + offsets]
       return _without_missing(rows, Factor(codes, distinct))
     if isinstance(values, list):
+      markers = self.missing.get(column, ())
       split = [
-        v.split(separator) if isinstance(v, str) else [] if v is None else list(v) for v in values
+        []
+        if v is None or (isinstance(v, str) and v.strip(SPACES) in markers)
+        else v.split(separator)
+        if isinstance(v, str)
+        else list(v)
+        for v in values
       ]
       rows = np.repeat(np.arange(self.rows), [len(part) for part in split])
       return _without_missing(rows, _factor_list([v for part in split for v in part]))

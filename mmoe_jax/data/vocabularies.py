@@ -101,6 +101,19 @@ class Vocabulary(Sequence[str]):
       rest = rest[~equal]
       at_N[rest] += 1  # Another value may have the same hash.
 
+  def arrays(self) -> dict[str, np.ndarray]:
+    """Returns the vocabulary as arrays.
+
+    `hash` (V,) and `id` (V,) as in its file; `bytes`, the values in UTF-8 one after another, and
+    `ends` (V + 1,), where they begin and end.
+    """
+    hashes_V, ids_V = self._indexed()
+    start, count = self.values.offset, len(self)
+    _, offsets, content = self.values.buffers()
+    ends = np.frombuffer(offsets, np.int64)[start : start + count + 1]
+    joined = np.frombuffer(content, np.uint8, int(ends[-1] - ends[0]), int(ends[0]))
+    return {"hash": hashes_V, "id": ids_V, "ends": ends - ends[0], "bytes": joined}
+
   def save(self, path: str) -> None:
     """Writes the vocabulary as an Arrow file, atomically."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
