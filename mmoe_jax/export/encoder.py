@@ -95,7 +95,7 @@ class Encoder:
 
     def id_of(text):
       if buckets:
-        return 0 if text == MISSING else _siphash(text.encode()) % buckets + 1
+        return 0 if text == MISSING else _bucket_hash(text.encode()) % buckets + 1
       return lookup.get(text, 0)
 
     if kind in _TIME_PARTS:
@@ -275,6 +275,18 @@ def _pieces(x, edges):
   return np.nan_to_num(np.clip(share, 0, 1)).astype(np.float32)
 
 
+def _bucket_hash(content):
+  """Returns the hash of a text's bytes that chooses its bucket, that of pandas.util.hash_array."""
+  return _scramble(_siphash(content))
+
+
+def _scramble(x):
+  """Returns the last steps of SplitMix64 (Steele et al., OOPSLA 2014)."""
+  x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+  x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+  return x ^ (x >> 31)
+
+
 def _siphash(content, key=b"0123456789123456"):
   """Returns SipHash-2-4 (Aumasson and Bernstein, 2012, https://131002.net/siphash/)."""
   k0, k1 = (int.from_bytes(key[at : at + 8], "little") for at in (0, 8))
@@ -314,13 +326,7 @@ def _rotate(x, bits):
 
 def _vocabulary_hash(content):
   """Returns the hash of a text in a large vocabulary, from its bytes."""
-
-  def mix(x):
-    x = (x + 0x9E3779B97F4A7C15) & _MASK
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
-    return x ^ (x >> 31)
-
+  mix = lambda x: _scramble((x + 0x9E3779B97F4A7C15) & _MASK)
   hashed = mix(len(content))
   for at in range(0, len(content), 8):
     hashed = mix(hashed ^ int.from_bytes(content[at : at + 8], "little"))
