@@ -100,14 +100,16 @@ def to_onnx(score: Callable[..., Array], members: Any, schema: data.Schema) -> b
   (rows,) = jax.export.symbolic_shape("rows")
   ids = jax.ShapeDtypeStruct((rows, schema.id_count), jnp.int32)
   numeric = jax.ShapeDtypeStruct((rows, schema.numeric_count), jnp.float32)
+  members = jax.tree.map(jnp.asarray, members)
   # Traced first: the converter knows no Flax modules.
   traced = jax.make_jaxpr(lambda ids, numeric: score(members, ids, numeric))(ids, numeric)
   run = jax.extend.core.jaxpr_as_fun(traced)
   model = jax2onnx.to_onnx(
     lambda *arguments: run(*arguments)[0],
-    [("rows", schema.id_count), ("rows", schema.numeric_count)],
+    [ids, numeric],
     model_name="mmoe_jax",
-    inputs_as_nchw=None,
+    input_names=["ids", "numeric"],
+    output_names=["scores"],
   )
   return model.SerializeToString()
 

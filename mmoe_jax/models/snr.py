@@ -54,7 +54,9 @@ class Connections(nn.Module):
     else:
       s_IxJ = nn.sigmoid(log_alpha_IxJ)
     z_IxJ = jnp.clip(s_IxJ * (self.HIGH - self.LOW) + self.LOW, 0.0, 1.0)
-    v_JxBxG = jnp.einsum("ij,ijhg,ibh->jbg", z_IxJ, kernel_IxJxHxG, u_IxBxH)
+    # Two steps: converters to ONNX know no product of three operands.
+    gated_IxJxHxG = z_IxJ[:, :, None, None] * kernel_IxJxHxG
+    v_JxBxG = jnp.einsum("ijhg,ibh->jbg", gated_IxJxHxG, u_IxBxH)
     is_open_IxJ = nn.sigmoid(log_alpha_IxJ - self.TEMPERATURE * math.log(-self.LOW / self.HIGH))
     return v_JxBxG, is_open_IxJ.sum()
 

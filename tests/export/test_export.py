@@ -196,3 +196,26 @@ def test_every_model_scores_the_same_in_stablehlo(name, norm):
     logits = model.apply(variables, {"ids": ids[:rows], "numeric": numeric[:rows]})
     scores = exported.call(weights, ids[:rows], numeric[:rows])
     np.testing.assert_allclose(scores, 1 / (1 + np.exp(-logits)), atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["none", "layer", "batch"])
+@pytest.mark.parametrize("name", models.MODELS)
+def test_every_model_scores_the_same_in_onnx(name, norm):
+  pytest.importorskip("jax2onnx", reason="an optional requirement")
+  import onnxruntime
+
+  rng = reference.fresh_rng()
+  parts = ("tower_norm", "expert_norm", "bottom_norm")
+  fields = models.MODELS[name].__dataclass_fields__
+  model = create(name, 2, **{part: norm for part in parts if part in fields})
+  schema = schema_of(SIZES, NUMBERS, 2)
+  ids = np.stack([rng.integers(0, size, 8) for size in SIZES], 1).astype(np.int32)
+  numeric = rng.normal(size=(8, NUMBERS)).astype(np.float32)
+  variables = model.init(jax.random.key(1), {"ids": ids, "numeric": numeric})
+  variables = {k: v for k, v in variables.items() if k in ("params", "batch_stats")}
+  content = program.to_onnx(program.make_score(model, schema), [variables], schema)
+  session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+  for rows in (8, 1):
+    logits = model.apply(variables, {"ids": ids[:rows], "numeric": numeric[:rows]})
+    (scores,) = session.run(None, {"ids": ids[:rows], "numeric": numeric[:rows]})
+    np.testing.assert_allclose(scores, 1 / (1 + np.exp(-logits)), atol=1e-5)
