@@ -34,6 +34,7 @@ class Encoder:
 
   Attributes:
     columns: raw columns that it reads; others are ignored.
+    list_columns: those of them that are multi-valued.
   """
 
   def __init__(self, folder):
@@ -59,6 +60,7 @@ class Encoder:
       self._sizes[feature["name"]] = 1 + count + feature.get("has_missing", False)
     found = [c for f in self._features if f["kind"] != "cross" for c in f["sources"]]
     self.columns = list(dict.fromkeys(found + [n["name"] for n in self._numeric]))
+    self.list_columns = {f["sources"][0] for f in self._features if f["kind"] == "list"}
 
   def __call__(self, rows):
     """Encodes rows, a list of dicts from column to value; an absent key is a missing value.

@@ -54,6 +54,7 @@ class Model:
       raise ImportError(f"{folder}: needs {packages}; install one of them")
     self.format = format_name or usable[0]
     self.encoder = _load_encoder(folder)
+    self._folder = folder
     load = {"stablehlo": _load_stablehlo, "onnx": _load_onnx}[self.format]
     self._call = load(folder)
 
@@ -65,6 +66,11 @@ class Model:
     """
     scores_NxC = self.score(self.encoder(rows))
     return dict(zip(self.info["scores"], scores_NxC.T, strict=True))
+
+  def golden_rows(self, count):
+    """Returns raw rows that can be scored, at most as many as the export has."""
+    with open(os.path.join(self._folder, "golden.json"), encoding="utf-8") as file:
+      return json.load(file)["rows"][:count]
 
   def score(self, features):
     """Scores encoded rows: `ids` (N, F) int32, `numeric` (N, D) float32; returns (N, C) float32.
