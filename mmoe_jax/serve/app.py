@@ -73,6 +73,8 @@ class Server:
     )
     self._requests = counter("mmoe_requests", "Requests by path and status.", "path", "status")
     self._rows = counter("mmoe_rows", "Rows by result.", "result")
+    for result in ("scored", "bad"):  # From the start, as 0.
+      self._rows.labels(result)
     self._swaps = counter("mmoe_model_swaps", "Models swapped in.")
     self._seconds = prometheus.Histogram(
       "mmoe_score_seconds",
