@@ -67,6 +67,10 @@ class Vocabulary(Sequence[str]):
       return self.values.equals(other.values)
     return NotImplemented
 
+  def __repr__(self) -> str:
+    """Returns the number of values."""
+    return f"Vocabulary of {len(self)} values"
+
   def __hash__(self) -> int:
     """Returns a hash that equal vocabularies share."""
     return hash(len(self))
