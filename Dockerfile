@@ -3,7 +3,9 @@ FROM python:3.12-slim
 WORKDIR /app
 COPY requirements.txt ./
 COPY mmoe_jax/serve/requirements.txt mmoe_jax/serve/requirements.txt
-RUN pip install --no-cache-dir -r requirements.txt
+# Without the requirements of searches, studies and tests, which follow these.
+RUN sed '/^# The search/,$d' requirements.txt > runtime.txt \
+  && pip install --no-cache-dir -r runtime.txt -r mmoe_jax/serve/requirements.txt
 COPY mmoe_jax mmoe_jax
 RUN useradd --create-home server
 USER server
