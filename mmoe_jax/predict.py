@@ -12,11 +12,11 @@ def main(argv: list[str]) -> None:
   del argv
   from mmoe_jax import cache
   from mmoe_jax.data import locations
-  from mmoe_jax.prediction.predictor import Predictor
+  from mmoe_jax.prediction.predictor import Predictor, parse_member
   from mmoe_jax.prediction.scoring import score_files
 
   cache.keep_programs()
-  predictor = Predictor(_WORKDIR.value, _MEMBER.value)
+  predictor = Predictor(_WORKDIR.value, parse_member(_MEMBER.value))
   inputs = locations.expand(_INPUT.value)
   totals = score_files(
     predictor,
@@ -38,7 +38,9 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   _WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run.", required=True)
-  _MEMBER = flags.DEFINE_integer("member", None, "Member, if WORKDIR is a population's.")
+  _MEMBER = flags.DEFINE_string(
+    "member", "", "If WORKDIR is a population's: a member's number, or `mean` for all of them."
+  )
   _INPUT = flags.DEFINE_list(
     "input", None, "Raw rows: CSV or Parquet files, with commas between them.", required=True
   )

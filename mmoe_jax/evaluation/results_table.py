@@ -95,6 +95,9 @@ def format_population(results: Mapping[str, Any], workdir: str) -> str:
       ]
       indent = " " * (width * len(keys) + 13)
       lines.append(f"{label:>7}{indent}{_format_metrics(values, columns)}")
+  if mean := results.get("mean"):
+    values = [mean[split][name] for split in splits for name in names]
+    lines.append(f"{'of mean scores':<{width * len(keys) + 20}}{_format_metrics(values, columns)}")
   lines.append(
     f"{len(members)} members, {results['rows_per_second']:,.0f} rows/s in total, "
     f"{results['wall_seconds']:.1f} s in total, {members[0]['parameters']:,} parameters each"

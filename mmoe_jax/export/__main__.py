@@ -8,10 +8,11 @@ from mmoe_jax import commands
 def main(argv: list[str]) -> None:
   """Writes the export, and verifies it."""
   del argv
-  from mmoe_jax.export import bundle, members, model
+  from mmoe_jax.export import bundle, model
+  from mmoe_jax.prediction.predictor import Predictor, parse_member
 
-  predictors = members.restore(_WORKDIR.value, _MEMBER.value)
-  bundle.export(predictors, _OUT.value, _FORMATS.value)
+  predictor = Predictor(_WORKDIR.value, parse_member(_MEMBER.value))
+  bundle.export(predictor, _OUT.value, _FORMATS.value)
   status = model.report(_OUT.value)
   if status:
     raise SystemExit(status)

@@ -32,11 +32,11 @@ _GOLDEN_ROWS = 256
 _VALID_DAYS = 180
 
 
-def export(predictors: Sequence[Predictor], out: str, formats: Sequence[str]) -> None:
+def export(predictor: Predictor, out: str, formats: Sequence[str]) -> None:
   """Writes an export, complete or not at all.
 
   Args:
-    predictors: members whose mean score is exported; one for a single run.
+    predictor: the run, the member of a population, or the mean of its members.
     out: folder to write; must not exist.
     formats: some of FORMATS.
 
@@ -53,12 +53,12 @@ def export(predictors: Sequence[Predictor], out: str, formats: Sequence[str]) ->
   os.makedirs(parent, exist_ok=True)
   folder = tempfile.mkdtemp(dir=parent, prefix=f".{os.path.basename(out)}-")
   try:
-    _write_programs(predictors, folder, formats)
-    _write_schema(predictors[0].schema, folder)
+    _write_programs(predictor, folder, formats)
+    _write_schema(predictor.schema, folder)
     for module in (encoder, model):
       shutil.copyfile(module.__file__, os.path.join(folder, os.path.basename(module.__file__)))
-    rows = _write_golden(predictors, folder)
-    info = _describe(predictors, formats)
+    rows = _write_golden(predictor, folder)
+    info = _describe(predictor, formats)
     readme = _format_readme(os.path.basename(os.path.abspath(out)), info, _fullest(rows))
     write_atomically(os.path.join(folder, "README.md"), readme)
     write_json(os.path.join(folder, "model.json"), info | {"files": _digest_files(folder)})
@@ -69,10 +69,10 @@ def export(predictors: Sequence[Predictor], out: str, formats: Sequence[str]) ->
     raise
 
 
-def _write_programs(predictors: Sequence[Predictor], folder: str, formats: Sequence[str]) -> None:
-  members = [jax.tree.map(_to_float32, p.variables) for p in predictors]
-  schema = predictors[0].schema
-  score = program.make_score(predictors[0].model, schema)
+def _write_programs(predictor: Predictor, folder: str, formats: Sequence[str]) -> None:
+  members = [jax.tree.map(_to_float32, v) for v in predictor.each_variables()]
+  schema = predictor.schema
+  score = program.make_score(predictor.model, schema)
   if "onnx" in formats:
     with open(os.path.join(folder, "model.onnx"), "wb") as file:
       file.write(program.to_onnx(score, members, schema))
@@ -106,30 +106,29 @@ def _write_schema(schema: data.Schema, folder: str) -> None:
   write_json(schema_path, content)
 
 
-def _write_golden(predictors: Sequence[Predictor], folder: str) -> list[dict[str, Any]]:
+def _write_golden(predictor: Predictor, folder: str) -> list[dict[str, Any]]:
   """Writes the golden rows, their arrays and their scores; returns the rows."""
-  schema = predictors[0].schema
+  schema = predictor.schema
   rows = json.loads(to_json(golden.make_rows(schema, _GOLDEN_ROWS)))
-  features = data.to_features(schema, predictors[0].encoder(rows, where="golden rows"))
-  scores = [predictor.score(features) for predictor in predictors]
-  means = {name: np.mean([s[name] for s in scores], axis=0).tolist() for name in scores[0]}
-  write_json(os.path.join(folder, "golden.json"), {"rows": rows, "scores": means})
+  features = data.to_features(schema, predictor.encoder(rows, where="golden rows"))
+  scores = predictor.score(features)
+  expected = {name: scores[name].tolist() for name in program.score_names(schema)}
+  write_json(os.path.join(folder, "golden.json"), {"rows": rows, "scores": expected})
   ids = features["ids"].astype(np.int32)
   np.savez(os.path.join(folder, "golden.npz"), ids=ids, numeric=features["numeric"])
   return rows
 
 
-def _describe(predictors: Sequence[Predictor], formats: Sequence[str]) -> dict[str, Any]:
+def _describe(predictor: Predictor, formats: Sequence[str]) -> dict[str, Any]:
   """Returns the content of model.json, without the digests of the files."""
-  first = predictors[0]
   today = datetime.datetime.now(datetime.UTC).date()
   return {
-    "scores": program.score_names(first.schema),
+    "scores": program.score_names(predictor.schema),
     "formats": list(formats),
-    "columns": needed_columns(first.schema),
-    "model": type(first.model).__name__,
-    "members": [p.member for p in predictors],
-    "epoch": [p.epoch for p in predictors],
+    "columns": needed_columns(predictor.schema),
+    "model": type(predictor.model).__name__,
+    "members": predictor.members,
+    "epoch": predictor.epoch,
     "platforms": list(program.PLATFORMS),
     "versions": {"jax": jax.__version__, "numpy": np.__version__},
     "exported": str(today),

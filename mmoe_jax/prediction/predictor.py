@@ -13,23 +13,26 @@ from mmoe_jax.errors import UserError, require
 from mmoe_jax.evaluation import evaluate
 from mmoe_jax.workdir import checkpoint, contract, logs
 
+MEAN = "mean"  # In place of a member: the mean of all.
+
 
 class Predictor:
   """The best variables of a run, ready to score tables.
 
   Attributes:
     workdir: work directory of the run.
-    member: member, if the run is a population.
+    member: member, if the run is a population; MEAN for all members whose training converged.
+    members: their numbers; empty if the run is no population.
     schema: the schema that the run encodes with.
     encoder: encoder of that schema.
     model: the model.
-    variables: its best variables.
+    variables: its best variables; of MEAN with a leading axis of members.
     epoch: epoch of the checkpoint.
     log: digest of its records, see checkpoint.Restored.
   """
 
-  def __init__(self, workdir: str, member: int | None = None):
-    """Restores a run, or one member of a population, from its work directory.
+  def __init__(self, workdir: str, member: int | str | None = None):
+    """Restores a run, or one member of a population or their mean, from its work directory.
 
     Raises:
       UserError: if the work directory contains no such run.
@@ -46,21 +49,35 @@ class Predictor:
     except (AttributeError, KeyError, TypeError) as error:
       raise UserError(f"{workdir}: {contract.CONFIG} is broken: {error}") from error
     self.model = models.create_model(config.model, self.schema)
-    self._predict = parallel.jit(evaluate.make_predict(self.model))
+    predict = evaluate.make_predict(self.model)
+    if member == MEAN:
+      each = predict
+      predict = lambda v, features: jax.lax.map(lambda one: each(one, features), v)
+    self._predict = parallel.jit(predict)
     with checkpoint.Checkpoints(workdir, True, belongs_to) as checkpoints:
       best = checkpoints.restore_best(self._variables_like((members,) if members else ()))
     require(best is not None, f"{workdir}: contains no checkpoint yet")
     self.log = best.log
     self.epoch = best.epoch
-    _require_converged(workdir, member, best.epoch)
-    self.variables = jax.tree.map(lambda a: a[member], best.item) if members else best.item
+    diverged = _find_diverged(workdir, best.epoch) if members else {}
+    if member == MEAN:
+      self.members = [m for m in range(members) if m not in diverged]
+      require(bool(self.members), f"{workdir}: the training of every member diverged")
+    else:
+      reason = diverged.get(member)
+      require(reason is None, f"--member={member}: its training diverged ({reason})")
+      self.members = [member] if members else []
+    self.variables = best.item
+    if members:
+      chosen = np.array(self.members) if member == MEAN else member
+      self.variables = jax.tree.map(lambda a: a[chosen], best.item)
 
   @property
   def columns(self) -> list[str]:
     """Names of the scores, see `__call__`."""
-    return list(
-      to_scores(self.schema.tasks, np.zeros((0, sum(t.outputs for t in self.schema.tasks))))
-    )
+    outputs = sum(task.outputs for task in self.schema.tasks)
+    names = list(to_scores(self.schema.tasks, np.zeros((0, outputs))))
+    return names + [f"{name}/std" for name in names] if self.member == MEAN else names
 
   @property
   def identity(self) -> list[Any]:
@@ -78,7 +95,8 @@ class Predictor:
     Returns:
       float64 columns, in the order of the rows. For each task one by its name: the probability of
       label 1 (binary), or an estimate in the units of the table (regression); or one per class,
-      `TASK=CLASS`: its probability (multiclass).
+      `TASK=CLASS`: its probability (multiclass). With MEAN these are means over members, and
+      `…/std` are the standard deviations between them.
     """
     return pd.DataFrame(self.scores(rows, where))
 
@@ -97,9 +115,25 @@ class Predictor:
       The columns of `__call__`, (N,) each.
     """
     rows = len(features["ids"])
-    logits = jax.device_get(self._predict(self.variables, evaluate.to_chunks(features)))[:rows]
+    logits = jax.device_get(self._predict(self.variables, evaluate.to_chunks(features)))
+    if self.member == MEAN:
+      return self._mean_scores(logits[:, :rows])
     # In float64, distinct logits stay distinct probabilities, so AUC has no ties.
-    return to_scores(self.schema.tasks, logits.astype(np.float64))
+    return to_scores(self.schema.tasks, logits[:rows].astype(np.float64))
+
+  def each_variables(self) -> list[Any]:
+    """Returns the variables of each model whose mean the scores are."""
+    if self.member != MEAN:
+      return [self.variables]
+    count = len(self.members)
+    return [jax.tree.map(lambda a, m=m: a[m], self.variables) for m in range(count)]
+
+  def _mean_scores(self, logits_MxNxO: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns means and standard deviations of the members' scores."""
+    each = [to_scores(self.schema.tasks, z.astype(np.float64)) for z in logits_MxNxO]
+    stacked = {name: np.stack([scores[name] for scores in each]) for name in each[0]}
+    means = {name: values.mean(0) for name, values in stacked.items()}
+    return means | {f"{name}/std": values.std(0) for name, values in stacked.items()}
 
   def _variables_like(self, leading: tuple[int, ...]) -> Any:
     """Returns the shapes of the variables, with leading axes."""
@@ -141,22 +175,36 @@ def to_scores(tasks: Sequence[data.Task], logits_NxO: np.ndarray) -> dict[str, n
   return columns
 
 
-def _check_member(workdir: str, members: int, member: int | None) -> None:
+def parse_member(text: str) -> int | str | None:
+  """Parses --member: a number, MEAN, or empty for none.
+
+  Raises:
+    UserError: for another text.
+  """
+  if text in ("", MEAN):
+    return text or None
+  require(text.isdecimal(), f"--member={text}: must be a number, or {MEAN}")
+  return int(text)
+
+
+def _check_member(workdir: str, members: int, member: int | str | None) -> None:
   if not members:
     require(member is None, f"--member={member}: the run in {workdir} is not a population")
     return
+  if member == MEAN:
+    return
   require(
     member is not None,
-    f"{workdir}: a population of {members} members; choose one by --member=0 to {members - 1}",
+    f"{workdir}: a population of {members} members; choose one by --member=0 to {members - 1}, or "
+    f"--member={MEAN}",
   )
   require(
     0 <= member < members, f"--member={member}: must be from 0 to {members - 1}, the last member"
   )
 
 
-def _require_converged(workdir: str, member: int | None, epoch: int) -> None:
-  """Raises UserError for a member of a population whose training diverged."""
-  records = logs.read_metrics(workdir, epoch) if member is not None else []
-  diverged = records[-1].get("errors") if records else None
-  if isinstance(diverged, dict) and str(member) in diverged:
-    raise UserError(f"--member={member}: its training diverged ({diverged[str(member)]})")
+def _find_diverged(workdir: str, epoch: int) -> dict[int, str]:
+  """Returns the members of a population whose training diverged, and why."""
+  found = logs.read_metrics(workdir, epoch)
+  errors = found[-1].get("errors") if found else None
+  return {int(m): error for m, error in errors.items()} if isinstance(errors, dict) else {}

@@ -14,9 +14,10 @@ import pyarrow as pa
 from mmoe_jax import data
 from mmoe_jax.data.columns import from_arrow, from_rows
 from mmoe_jax.errors import UserError, require
-from mmoe_jax.export import golden, members
+from mmoe_jax.export import golden
 from mmoe_jax.export.model import Model
-from mmoe_jax.prediction.predictor import Predictor
+from mmoe_jax.export.program import score_names
+from mmoe_jax.prediction.predictor import Predictor, parse_member
 
 _REASON = re.compile(r"column '(.*?)': (.*)", re.DOTALL)
 
@@ -53,7 +54,7 @@ class Scorer:
 
     Args:
       path: work directory of a run, or folder of an export.
-      member: of a population, see export.members.restore.
+      member: of a population, see predictor.parse_member.
 
     Raises:
       UserError: if there is no model.
@@ -71,9 +72,9 @@ class Scorer:
       self._lists = self._model.encoder.list_columns
     else:
       self._model = None
-      self._predictors: list[Predictor] = members.restore(path, member)
-      self.schema = self._predictors[0].schema
-      self.names = self._predictors[0].columns
+      self._predictor = Predictor(path, parse_member(member))
+      self.schema = self._predictor.schema
+      self.names = score_names(self.schema)
       self.columns = data.needed_columns(self.schema)
       self._lists = {f.sources[0] for f in self.schema.id_features if f.kind == "list"}
 
@@ -155,9 +156,9 @@ class Scorer:
 
   def _score_table(self, table: Any) -> Scored:
     table.bad = {}
-    features = data.to_features(self.schema, self._predictors[0].encoder(table))
-    each = [predictor.score(features) for predictor in self._predictors]
-    scores = {name: np.mean([s[name] for s in each], axis=0) for name in each[0]}
+    features = data.to_features(self.schema, self._predictor.encoder(table))
+    found = self._predictor.score(features)
+    scores = {name: found[name] for name in self.names}
     errors = {row: _split_reason(reason) for row, reason in table.bad.items()}
     for values in scores.values():
       values[list(errors)] = np.nan

@@ -23,6 +23,7 @@ from mmoe_jax.models import layers
 from mmoe_jax.training import records
 from mmoe_jax.training.checks import Override
 from mmoe_jax.training.learner import Assessment
+from mmoe_jax.training.population_mean import evaluate_mean
 from mmoe_jax.training.population_program import Population, Splits, compile_population, place
 from mmoe_jax.training.step import State, TaskLosses
 from mmoe_jax.workdir import checkpoint, contract, logs, progress
@@ -103,7 +104,10 @@ def train_population(
           _save(checkpoints, epoch, population, states, log.digest())
     _save(checkpoints, epoch, population, states, log.digest())
     results = _evaluate(population, states, errors_M, workdir, save_logits, report_on)
+    mean = evaluate_mean(population, schema, states, errors_M, report_on)
     summary = _summarise(results, population, states, log.records)
+    if mean:
+      summary["mean"] = mean
     summary["wall_seconds"] = elapsed_before + time.perf_counter() - start
   contract.write_results(workdir, summary)
   return results

@@ -12,9 +12,9 @@ import pytest
 
 from mmoe_jax import models
 from mmoe_jax.errors import UserError
-from mmoe_jax.export import bundle, members, program
+from mmoe_jax.export import bundle, program
 from mmoe_jax.export.model import Model, verify
-from mmoe_jax.prediction.predictor import Predictor
+from mmoe_jax.prediction.predictor import Predictor, parse_member
 from mmoe_jax.training import loop, population
 from tests import reference
 from tests.commands import run
@@ -35,7 +35,7 @@ def workdir(prepared, tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(workdir, tmp_path_factory):
   out = str(tmp_path_factory.mktemp("export") / "out")
-  bundle.export([Predictor(workdir)], out, ["stablehlo"])
+  bundle.export(Predictor(workdir), out, ["stablehlo"])
   return out
 
 
@@ -127,13 +127,13 @@ def test_a_changed_score_differs(folder, tmp_path):
 def test_wrong_use_is_named(folder, workdir, tmp_path):
   predictor = Predictor(workdir)
   with pytest.raises(UserError, match="exists already"):
-    bundle.export([predictor], folder, ["stablehlo"])
+    bundle.export(predictor, folder, ["stablehlo"])
   with pytest.raises(UserError, match="'stablehol', which does not exist"):
-    bundle.export([predictor], str(tmp_path / "a"), ["stablehol"])
+    bundle.export(predictor, str(tmp_path / "a"), ["stablehol"])
   with pytest.raises(UserError, match=r"--member=mean: the run in .* is not a population"):
-    members.restore(workdir, "mean")
+    Predictor(workdir, "mean")
   with pytest.raises(UserError, match="--member=x: must be a number, or mean"):
-    members.restore(workdir, "x")
+    parse_member("x")
   with pytest.raises(ValueError, match="is no export"):
     verify(str(tmp_path))
   with pytest.raises(ValueError, match="has the formats stablehlo, not 'onnx'"):
@@ -144,7 +144,7 @@ def test_wrong_use_is_named(folder, workdir, tmp_path):
 def test_a_missing_requirement_is_named(workdir, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "jax2onnx", None)
   with pytest.raises(UserError, match=r"--formats=onnx: needs jax2onnx .*pip install --no-deps"):
-    bundle.export([Predictor(workdir)], str(tmp_path / "a"), ["onnx"])
+    bundle.export(Predictor(workdir), str(tmp_path / "a"), ["onnx"])
   assert os.listdir(tmp_path) == []
 
 
@@ -152,7 +152,7 @@ def test_the_mean_of_a_population_is_exported(config, tmp_path):
   config.train.epochs = 1
   workdir, out = str(tmp_path / "p"), str(tmp_path / "out")
   population.train_population(config, [{"seed": 0}, {"seed": 1}], workdir)
-  bundle.export(members.restore(workdir, "mean"), out, ["stablehlo"])
+  bundle.export(Predictor(workdir, "mean"), out, ["stablehlo"])
   assert verify(out)[1][1] == "ok"
   rows = golden_rows(out)
   each = [Predictor(workdir, number).scores(rows)["income_50k"] for number in (0, 1)]

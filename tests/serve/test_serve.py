@@ -237,7 +237,7 @@ def test_a_stopping_server_answers_what_it_has_accepted(workdir, rows, monkeypat
 
 
 def test_an_export_is_served_with_the_same_answers(workdir, rows, tmp_path):
-  bundle.export([Predictor(workdir)], str(tmp_path / "out"), ["stablehlo"])
+  bundle.export(Predictor(workdir), str(tmp_path / "out"), ["stablehlo"])
   run_scorer, exported = Scorer(workdir), Scorer(str(tmp_path / "out"))
   bad = {**rows[1], "price": -5}
   a, b = run_scorer([rows[0], bad, rows[2]]), exported([rows[0], bad, rows[2]])

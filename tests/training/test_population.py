@@ -224,6 +224,34 @@ def test_saved_logits_and_predictions_of_a_member_are_those_of_its_metrics(train
   np.testing.assert_allclose(np.log(scores / (1 - scores)), logits[2], atol=1e-4)
 
 
+def test_the_mean_of_members_is_scored_and_measured(trained, raw):
+  config, folder, results = trained
+  logits = np.load(folder / "all" / "logits_test.npy")
+  each = 1 / (1 + np.exp(-logits.astype(np.float64)))
+  _, splits = data.load(config.data_dir, **config.data)
+  labels = np.asarray(splits["test"].labels)
+  found = contract.read_results(str(folder / "all"))["mean"]
+  assert found["members"] == [0, 1, 2]
+  for t, task in enumerate(("income_50k", "marital_stat")):
+    mean = each[:, :, t].mean(0)
+    area = roc_auc_score(labels[:, t], mean)
+    assert found["test"][f"{task}/auc"] == pytest.approx(area, abs=1e-6)
+    expected = -np.where(labels[:, t] == 1, np.log(mean), np.log(1 - mean)).mean()
+    assert found["test"][f"{task}/log_loss"] == pytest.approx(expected, abs=1e-5)
+    assert found["test"][f"{task}/auc"] != results[0]["test"][f"{task}/auc"]
+  rows = np.load(f"{config.data_dir}/test/rows.npy")
+  predictor = Predictor(str(folder / "all"), "mean")
+  frame = read_frame(raw[1], predictor.schema.columns)
+  scores = predictor(frame).iloc[rows]
+  names = ["income_50k", "marital_stat", "income_50k/std", "marital_stat/std"]
+  assert list(scores) == predictor.columns == names
+  for t, task in enumerate(("income_50k", "marital_stat")):
+    np.testing.assert_allclose(scores[task], each[:, :, t].mean(0), atol=1e-6)
+    np.testing.assert_allclose(scores[f"{task}/std"], each[:, :, t].std(0), atol=1e-6)
+  table = format_population(contract.read_results(str(folder / "all")), "w")
+  assert f"{found['test']['income_50k/auc']:.4f}" in table.split("of mean scores")[1]
+
+
 def test_predicting_needs_a_member_that_is_there(trained, apart):
   workdir = str(trained[1] / "all")
   with pytest.raises(UserError, match=r"a population of 3 members; choose one by --member=0 to 2"):
