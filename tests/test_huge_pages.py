@@ -30,7 +30,7 @@ def test_advises_whole_pages_inside_the_array(advised, pages):
   values = np.arange(pages * PAGE // 4 + 5, dtype=np.float32)
   array = jnp.asarray(values.copy())
   start, end = array.unsafe_buffer_pointer(), array.unsafe_buffer_pointer() + array.nbytes
-  huge_pages.use_huge_pages({"array": array})
+  huge_pages.use_huge_pages({"array": array}, set())
   assert all(at % PAGE == 0 and size % PAGE == 0 for at, size, _ in advised)
   assert all(start <= at and at + size <= end for at, size, _ in advised)
   for advice in (14, 25):
@@ -42,10 +42,19 @@ def test_advises_whole_pages_inside_the_array(advised, pages):
 
 
 def test_leaves_small_arrays_alone(advised):
-  huge_pages.use_huge_pages([jnp.ones(10), jnp.ones(PAGE // 4)])
+  huge_pages.use_huge_pages([jnp.ones(10), jnp.ones(PAGE // 4)], set())
   assert not advised
 
 
 def test_does_nothing_without_madvise(monkeypatch):
   monkeypatch.setattr(huge_pages, "_madvise", lambda: None)
-  huge_pages.use_huge_pages(jnp.ones(PAGE))
+  huge_pages.use_huge_pages(jnp.ones(PAGE), set())
+
+
+def test_tries_each_place_once(advised):
+  array, tried = jnp.ones(PAGE), set()
+  huge_pages.use_huge_pages([array], tried)
+  count = len(advised)
+  assert count > 0
+  huge_pages.use_huge_pages([array], tried)
+  assert len(advised) == count

@@ -128,9 +128,10 @@ class Devices:
 
 def _with_huge_pages(epoch: Callable[..., Any]) -> Callable[..., Any]:
   """Returns an epoch that first moves its state to huge pages; later calls find it there."""
+  tried: set[tuple[int, int]] = set()
 
   def train(state: Any, rows: Any, key: Any) -> Any:
-    use_huge_pages(state)
+    use_huge_pages(state, tried)
     return epoch(state, rows, key)
 
   return train
