@@ -353,13 +353,18 @@ def init_table(key: Array, layout: TableLayout, std: float) -> Array:
   row = jax.lax.broadcasted_iota(jnp.uint32, shape, 0)
   column = jax.lax.broadcasted_iota(jnp.uint32, shape, 1)
   hashed = scramble(scramble(scramble(row ^ words[0]) + column * words[1] + words[2]))
-  # Middles of 2^24 equal parts of (-1, 1): never ±1, whose quantiles are infinite.
-  uniform = ((hashed >> 8).astype(jnp.float32) + 0.5) * (2.0**-23) - 1.0
-  values = std * math.sqrt(2.0) * jax.lax.erf_inv(uniform)
+  values = std * normal_of(hashed)
   is_zero = row >= layout.rows
   for first in layout.first_rows:
     is_zero |= row == int(first)
   return jnp.where(is_zero, 0.0, values)
+
+
+def normal_of(hashed: Array) -> Array:
+  """Returns a number of the standard normal distribution for each uniform uint32."""
+  # Middles of 2^23 equal parts of (-1, 1), exact in float32: never ±1, whose quantile is infinite.
+  uniform = ((hashed >> 9).astype(jnp.float32) + 0.5) * (2.0**-22) - 1.0
+  return math.sqrt(2.0) * jax.lax.erf_inv(uniform)
 
 
 def pad_table(table: Array, layout: TableLayout) -> Array:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy.special import ndtri
 
 from mmoe_jax import parallel
 from mmoe_jax.models import MMoE
@@ -324,3 +325,17 @@ def test_optimizers_of_bfloat16_tables_keep_float32_state(name):
   rows = row_optimizer.create_row_optimizer(settings, 7, EPOCHS)
   state = rows.init(jnp.zeros((8, 4), jnp.bfloat16))
   assert {a.dtype.name for a in state.values()} == {"float32"}
+
+
+def test_initial_numbers_are_normal_and_always_finite():
+  # One in 2^23 hashes lies at each end: a table of 16 million numbers has both.
+  ends = jnp.array([0, 511, 2**32 - 512, 2**32 - 1], jnp.uint32)
+  found = np.asarray(row_updates.normal_of(ends))
+  assert np.isfinite(found).all()
+  np.testing.assert_allclose(found, [-found[3]] * 2 + [found[3]] * 2)
+  assert 5 < found[3] < 5.5
+  rng = reference.fresh_rng()
+  hashed = rng.integers(0, 2**32, 200_000, dtype=np.uint32)
+  values = np.asarray(row_updates.normal_of(jnp.asarray(hashed)), np.float64)
+  expected = ndtri(((hashed >> 9) + 0.5) / 2**23)
+  np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
