@@ -3,7 +3,6 @@
 A split of one shard lies in its own folder; the shards of others lie in folders 00000, 00001, ….
 """
 
-import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -51,7 +50,8 @@ class Shards:
     if self._has_slices:
       kinds["slices"] = ("b", 2)
     self._kinds = kinds
-    lengths = []
+    lengths: list[int] = []
+    self._stored: list[dict[str, _StoredArray]] = []
     for folder in self._folders:
       arrays = {field: open_array(folder, field) for field in kinds}
       for field, (kind, ndim) in kinds.items():
@@ -62,9 +62,8 @@ class Shards:
       found = {len(array) for array in arrays.values()}
       require(len(found) == 1, f"{folder}: arrays of different lengths; prepare the data again")
       lengths.append(found.pop())
-    self.id_dtype = max(
-      (open_array(folder, "ids").dtype for folder in self._folders), key=lambda t: t.itemsize
-    )
+      self._stored.append({field: _StoredArray(folder, field) for field in kinds})
+    self.id_dtype = np.result_type(*{stored["ids"].dtype for stored in self._stored})
     self._ends = np.cumsum(lengths)
     require(len(self) > 0, f"{self._where}: the split is empty; prepare the data again")
 
@@ -91,31 +90,83 @@ class Shards:
     """Reads the rows of ranges [start, end) of an array, one range after another."""
     if field not in self._kinds:
       return self._slices(self.read("numbers", ranges))
-    parts = [
-      _read_rows(self._folders[i], field, list(local)) for i, local in self._by_shard(ranges)
-    ]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    stored = [self._stored[i][field] for i in range(len(self._folders))]
+    dtype = np.result_type(*{array.dtype for array in stored})
+    rows = sum(end - start for start, end in ranges)
+    out = np.empty((rows, *stored[0].width), dtype)
+    for i, parts in self._by_shard(ranges).items():
+      stored[i].read(parts, out)
+    return out
 
-  def _by_shard(
-    self, ranges: Sequence[tuple[int, int]]
-  ) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    """Yields shard and ranges in it, in order; neighbours in one shard are read together."""
-    local = []
+  def _by_shard(self, ranges: Sequence[tuple[int, int]]) -> dict[int, list[tuple[int, int, int]]]:
+    """Returns shard -> ranges in it, each with its place in the result.
+
+    Rows of an epoch lie in strips all over the shards; each file is opened once for all of them.
+    """
+    found: dict[int, list[tuple[int, int, int]]] = {}
+    place, last = 0, len(self._ends) - 1
     for start, end in ranges:
       while start < end:
-        last = len(self._ends) - 1
         i = min(last, int(np.searchsorted(self._ends, start, side="right")))
         first = int(self._ends[i - 1]) if i else 0
         stop = end if i == last else min(end, int(self._ends[i]))
-        local.append((i, (start - first, stop - first)))
+        found.setdefault(i, []).append((start - first, stop - first, place))
+        place += stop - start
         start = stop
-    for i, group in itertools.groupby(local, key=lambda item: item[0]):
-      yield i, [item[1] for item in group]
+    return found
 
   def _slices(self, numbers: np.ndarray) -> np.ndarray:
     columns = _Numbers(numbers, [n.name for n in self._schema.numeric])
     found = [evaluate(parse_condition(s.condition), columns) == 1 for s in self._schema.slices]
     return np.stack(found, axis=1) if found else np.zeros((len(numbers), 0), bool)
+
+
+class _StoredArray:
+  """Stored array whose rows are read; its header is read once, and again if the file changes.
+
+  Reads instead of mapping: the system maps many pages around each one used, which soon adds the
+  whole file to this process's memory.
+
+  Attributes:
+    dtype: type of its numbers.
+    width: shape of a row.
+  """
+
+  def __init__(self, directory: str, field: str):
+    """Reads the header; raises UserError if the array is broken."""
+    self._directory, self._field = directory, field
+    self._path = os.path.join(directory, f"{field}.npy")
+    self._read_header(os.stat(self._path))
+
+  def _read_header(self, status: os.stat_result) -> None:
+    array = open_array(self._directory, self._field)
+    is_by_rows = array.flags.c_contiguous
+    require(is_by_rows, f"{self._path}: not stored row by row; prepare the data again")
+    self._identity = _identity(status)
+    self._offset, self.dtype, self.width = array.offset, array.dtype, array.shape[1:]
+    self._row_bytes = array.itemsize * math.prod(self.width)
+
+  def read(self, parts: Sequence[tuple[int, int, int]], out: np.ndarray) -> None:
+    """Reads rows [start, end) to out[place …], for each (start, end, place)."""
+    with open(self._path, "rb", buffering=0) as file:
+      status = os.fstat(file.fileno())
+      if _identity(status) != self._identity:
+        before = self.dtype, self.width
+        self._read_header(status)
+        is_same = (self.dtype, self.width) == before
+        require(is_same, f"{self._path}: changed while it is used; start again")
+      for start, end, place in parts:
+        file.seek(self._offset + start * self._row_bytes)
+        target = out[place : place + end - start]
+        rows = target if out.dtype == self.dtype else np.empty(target.shape, self.dtype)
+        is_whole = file.readinto(rows) == rows.nbytes
+        require(is_whole, f"{self._path}: ends early; prepare the data again")
+        if rows is not target:
+          target[...] = rows
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
+  return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 class _Numbers:
@@ -199,24 +250,3 @@ def _labels_fit(labels: np.ndarray, task: Task) -> bool:
     return bool(np.isfinite(known).all())
   classes = 2 if task.kind == "binary" else len(task.classes)
   return bool(((known >= 0) & (known < classes) & (known == np.floor(known))).all())
-
-
-def _read_rows(directory: str, field: str, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
-  """Reads the rows of ranges [start, end) of a stored array, one range after another.
-
-  Reads instead of mapping: the system maps many pages around each one used, which soon adds the
-  whole file to this process's memory.
-  """
-  path = os.path.join(directory, f"{field}.npy")
-  stored = open_array(directory, field)
-  require(stored.flags.c_contiguous, f"{path}: not stored row by row; prepare the data again")
-  rows = np.empty((sum(end - start for start, end in ranges), *stored.shape[1:]), stored.dtype)
-  row_bytes = stored.itemsize * math.prod(stored.shape[1:])
-  filled = 0
-  with open(path, "rb", buffering=0) as file:
-    for start, end in ranges:
-      file.seek(stored.offset + start * row_bytes)
-      target = rows[filled : filled + end - start]
-      require(file.readinto(target) == target.nbytes, f"{path}: ends early; prepare the data again")
-      filled += end - start
-  return rows
