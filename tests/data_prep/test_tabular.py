@@ -303,12 +303,14 @@ def test_kills_at_random_moments_end_in_the_same_bytes(frame, tmp_path):
     flags = ["--spec", str(tmp_path / "spec.toml"), "--input", path, "--out", str(tmp_path / out)]
     return [sys.executable, "-c", run, *flags, "--workers", "1"]
 
+  start = time.perf_counter()
   subprocess.run(command("whole"), check=True, capture_output=True)
+  seconds = time.perf_counter() - start
   rng = np.random.default_rng()
   kills = 0
   for _ in range(12):
     process = subprocess.Popen(command("cut"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    time.sleep(rng.uniform(0.8, 3.0))
+    time.sleep(rng.uniform(0.3, 1.0) * seconds)
     process.send_signal(signal.SIGKILL)
     kills += process.wait() == -signal.SIGKILL
     process.communicate()
