@@ -114,7 +114,7 @@ class Table:
       if column not in self.columns:
         self.require([column])
       values = self.columns[column]
-      found = _factor_list(values) if isinstance(values, list) else _factor_array(values)
+      found = _factor_list(values) if isinstance(values, list) else self._factor(column, values)
       self._factors[column] = _replace_missing(found, self.missing.get(column, ()))
     return self._factors[column]
 
@@ -206,7 +206,15 @@ class Table:
       rows = np.repeat(np.arange(self.rows), [len(part) for part in split])
       return _without_missing(rows, _factor_list([v for part in split for v in part]))
     rows = np.asarray(pc.list_parent_indices(values))
-    return _without_missing(rows, _factor_array(pc.list_flatten(values)))
+    return _without_missing(rows, self._factor(column, pc.list_flatten(values)))
+
+  def _factor(self, column: str, values: pa.Array) -> Factor:
+    try:
+      return _factor_array(values)
+    except pa.ArrowNotImplementedError as error:
+      raise UserError(
+        f"{self.where}, column '{column}': has the type {values.type}, must hold texts or numbers"
+      ) from error
 
   def _parse(self, column: str) -> np.ndarray:
     values = self.columns[column]

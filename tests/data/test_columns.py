@@ -130,3 +130,20 @@ def test_other_objects_are_refused():
       to_table(rows)
   with pytest.raises(UserError, match="no rows"):
     to_table([])
+
+
+@pytest.mark.parametrize(
+  "values",
+  [
+    pa.array([{"a": 1}]),
+    pa.array([[1]]),
+    pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())),
+  ],
+)
+def test_nested_values_are_named(values):
+  table = from_arrow(pa.table({"x": values}), "rows.parquet")
+  with pytest.raises(UserError, match=r"rows\.parquet, column 'x': has the type .*must hold texts"):
+    table.factor("x")
+  lists = from_arrow(pa.table({"x": pa.array([[{"a": 1}]])}), "rows.parquet")
+  with pytest.raises(UserError, match=r"column 'x': has the type struct<a: int64>, must hold"):
+    lists.lists("x", "|")
