@@ -10,6 +10,7 @@ GET  /metrics  Prometheus text
 import asyncio
 import hmac
 import math
+import struct
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 import msgspec
 import prometheus_client as prometheus
 import pyarrow as pa
+from flatbuffers import encode, packer
+from flatbuffers.table import Table
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -212,12 +215,40 @@ def _parse_json(body: bytes) -> list[Any]:
 
 def _parse_arrow(body: bytes) -> pa.Table:
   try:
+    if _is_compressed(body):
+      raise _Refused(415, "the Arrow stream is compressed, which has no bound on memory")
     with pa.ipc.open_stream(body) as reader:
       table = reader.read_all()
     table.validate(full=True)
-  except (pa.ArrowException, OSError, ValueError) as error:
+  except (pa.ArrowException, OSError, ValueError, IndexError, struct.error) as error:
     raise _Refused(400, f"the body is not an Arrow stream: {error}") from error
   return table
+
+
+def _is_compressed(body: bytes) -> bool:
+  """Returns whether a batch of an Arrow stream is compressed, without reading its arrays.
+
+  Columnar Format, https://arrow.apache.org/docs/format/Columnar.html: the header of a Message is
+  field 2, `compression` of a RecordBatch field 3, the batch of a DictionaryBatch field 1.
+  """
+  for message in pa.ipc.MessageReader.open_stream(body):
+    if message.type not in ("record batch", "dictionary"):
+      continue
+    content = message.metadata.to_pybytes()
+    header = _field(Table(content, encode.Get(packer.uoffset, content, 0)), 2)
+    if header is not None and message.type == "dictionary":
+      header = _field(header, 1)
+    if header is not None and _field(header, 3) is not None:
+      return True
+  return False
+
+
+def _field(table: Table, number: int) -> Table | None:
+  """Returns a field of a FlatBuffers table that is a table; None if it is absent."""
+  offset = table.Offset(4 + 2 * number)
+  if not offset:
+    return None
+  return Table(table.Bytes, table.Indirect(table.Pos + offset))
 
 
 def _json(content: Any, status: int) -> Response:

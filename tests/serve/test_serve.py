@@ -105,6 +105,20 @@ def test_arrow_is_answered_in_arrow(service, workdir):
   assert (status, json.loads(content)["error"]) == (422, "column 'price' is missing")
 
 
+def test_compressed_arrow_is_refused(service):
+  table = pa.table({"x": ["a"] * 60}).append_column("y", pa.array(["b"] * 60).dictionary_encode())
+  for compression in ("zstd", "lz4"):
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
+      writer.write_table(table)
+    body = sink.getvalue().to_pybytes()
+    status, content = ask(service, "POST", "/score", body, serving._ARROW)
+    assert (status, "compressed" in json.loads(content)["error"]) == (415, True)
+  status, content = ask(service, "POST", "/score", serving.arrow_of(table), serving._ARROW)
+  assert (status, "is missing" in json.loads(content)["error"]) == (422, True)
+
+
 def test_bad_rows_are_named_and_others_scored(service, rows):
   partial = {name: value for name, value in rows[2].items() if name != "age"}
   bad = [{**rows[1], "price": "abc"}, partial, 5, {**rows[0], "country": ["DE"]}]
