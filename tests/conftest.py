@@ -47,7 +47,7 @@ gc.freeze()
 def _bounded_memory():
   """Frees compiled programs where a worker is large; it otherwise grows to 4 GiB."""
   yield
-  if _resident_gib() > 1.5:
+  if _resident_gib() > 1.0:
     jax.clear_caches()
     gc.collect()
 
