@@ -13,7 +13,6 @@ Shape letters: V values of a vocabulary, N texts to look up.
 """
 
 import os
-import shutil
 import tempfile
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,7 +43,6 @@ class Vocabulary(Sequence[str]):
     """
     self.values = values.cast(pa.large_string())
     self._index = index
-    self._path = ""
 
   def __len__(self) -> int:
     """Number of values V."""
@@ -124,14 +122,11 @@ class Vocabulary(Sequence[str]):
     number, tmp_path = tempfile.mkstemp(dir=os.path.dirname(path), suffix=".part")
     os.close(number)
     try:
-      if self._path:
-        shutil.copyfile(self._path, tmp_path)
-      else:
-        hashes_V, ids_V = self._indexed()
-        columns = {"value": self.values, "hash": hashes_V, "id": ids_V}
-        table = pa.table(columns)
-        with pa.ipc.new_file(tmp_path, table.schema) as writer:
-          writer.write_table(table)
+      # From memory: the file that these values came from may have been replaced since.
+      hashes_V, ids_V = self._indexed()
+      table = pa.table({"value": self.values, "hash": hashes_V, "id": ids_V})
+      with pa.ipc.new_file(tmp_path, table.schema) as writer:
+        writer.write_table(table)
       os.chmod(tmp_path, 0o644)
       os.replace(tmp_path, path)
     except BaseException:
@@ -160,9 +155,7 @@ def open_vocabulary(path: str) -> Vocabulary:
     require(types == [pa.large_string(), pa.uint64(), pa.uint32()], f"{path}: not a vocabulary")
   except (pa.ArrowException, KeyError, IndexError) as error:
     raise UserError(f"{path}: broken: not a vocabulary ({error})") from error
-  found = Vocabulary(values, (np.asarray(hashes), np.asarray(ids)))
-  found._path = path
-  return found
+  return Vocabulary(values, (np.asarray(hashes), np.asarray(ids)))
 
 
 def to_values(texts: pa.Array) -> tuple[str, ...] | Vocabulary:

@@ -43,6 +43,7 @@ def test_lookups_are_those_of_a_dict(tmp_path, monkeypatch, is_hash_weak):
   assert list(opened) == known
   assert (opened[0], opened[-1], opened[1:3]) == (known[0], known[-1], tuple(known[1:3]))
   assert opened != Vocabulary(pa.array([*known, "one more text"]))
+  Vocabulary(pa.array(["replaced"])).save(path)
   copy = str(tmp_path / "copy" / "x.arrow")
   opened.save(copy)
   assert open_vocabulary(copy) == vocabulary
