@@ -1,5 +1,7 @@
 """Mean scores of several models: probabilities and estimates are averaged, not logits.
 
+Probabilities are added as logarithms: those near 0 and 1 stay distinct, and none becomes infinite.
+
 Shape letters: N rows, O outputs of all tasks.
 """
 
@@ -11,32 +13,36 @@ import jax.numpy as jnp
 from mmoe_jax.data import Task
 
 Array = jax.Array
+Sums = tuple[Array, ...]  # For each task, what `add_scores` adds up: (N, 2), (N, classes), (N, 1).
 
 
-def to_scores(tasks: Sequence[Task], logits_NxO: Array) -> Array:
-  """Returns scores (N, O): probabilities of label 1 or of classes, estimates of regressions."""
-  parts = []
-  for task, z_NxC in _by_task(tasks, logits_NxO):
-    activation = {"binary": jax.nn.sigmoid, "multiclass": jax.nn.softmax}.get(task.kind)
-    parts.append(activation(z_NxC) if activation else z_NxC)
-  return jnp.concatenate(parts, axis=1)
-
-
-def to_logits(tasks: Sequence[Task], scores_NxO: Array) -> Array:
-  """Returns logits (N, O) whose scores are these: the inverse of `to_scores`."""
-  parts = []
-  for task, p_NxC in _by_task(tasks, scores_NxO):
-    if task.kind == "binary":
-      p_NxC = jnp.log(p_NxC) - jnp.log1p(-p_NxC)
-    elif task.kind == "multiclass":
-      p_NxC = jnp.log(p_NxC)
-    parts.append(p_NxC)
-  return jnp.concatenate(parts, axis=1)
-
-
-def _by_task(tasks: Sequence[Task], outputs_NxO: Array) -> list[tuple[Task, Array]]:
-  found, start = [], 0
+def add_scores(tasks: Sequence[Task], sums: Sums, logits_NxO: Array) -> Sums:
+  """Adds the scores of a model to the sums of others; () for none so far."""
+  parts, start = [], 0
   for task in tasks:
-    found.append((task, outputs_NxO[:, start : start + task.outputs]))
+    z_NxC = logits_NxO[:, start : start + task.outputs]
     start += task.outputs
-  return found
+    if task.kind == "binary":
+      z_NxC = jax.nn.log_sigmoid(jnp.concatenate([z_NxC, -z_NxC], axis=1))
+    elif task.kind == "multiclass":
+      z_NxC = jax.nn.log_softmax(z_NxC, axis=1)
+    parts.append(z_NxC)
+  if not sums:
+    return tuple(parts)
+  return tuple(
+    total + part if task.kind == "regression" else jnp.logaddexp(total, part)
+    for task, total, part in zip(tasks, sums, parts, strict=True)
+  )
+
+
+def to_logits(tasks: Sequence[Task], sums: Sums, count: int) -> Array:
+  """Returns logits (N, O) whose scores are the means of those of `count` models."""
+  parts = []
+  for task, total in zip(tasks, sums, strict=True):
+    if task.kind == "binary":
+      parts.append(total[:, :1] - total[:, 1:])
+    elif task.kind == "multiclass":
+      parts.append(total)  # A softmax does not depend on a constant.
+    else:
+      parts.append(total / count)
+  return jnp.concatenate(parts, axis=1)

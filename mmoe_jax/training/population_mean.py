@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from mmoe_jax import data, parallel
 from mmoe_jax.config import override
@@ -43,17 +42,17 @@ def evaluate_mean(
   tasks = schema.tasks
   predict, compute_metrics = evaluate.make_predict(model), evaluate.make_compute_metrics(tasks)
   add = parallel.jit(
-    lambda total, v, features: total + ensembles.to_scores(tasks, predict(v, features))
+    lambda sums, v, features: ensembles.add_scores(tasks, sums, predict(v, features))
   )
   measure = parallel.jit(
-    lambda total, batch: compute_metrics(ensembles.to_logits(tasks, total / len(converged)), batch)
+    lambda sums, batch: compute_metrics(ensembles.to_logits(tasks, sums, len(converged)), batch)
   )
   variables_M = population.placement.unshard(states.best.variables)
   results: dict[str, Any] = {"members": converged, "notes": {}}
   for name in [split for split in _SPLITS if split in report_on]:
     batch = evaluate.make_eval_batch(population.splits[0][name])
-    total: Any = np.float32(0)
+    sums: ensembles.Sums = ()
     for m in converged:
-      total = add(total, jax.tree.map(lambda a, m=m: a[m], variables_M), batch.features)
-    evaluate.add_metrics(results, name, jax.device_get(measure(total, batch)))
+      sums = add(sums, jax.tree.map(lambda a, m=m: a[m], variables_M), batch.features)
+    evaluate.add_metrics(results, name, jax.device_get(measure(sums, batch)))
   return results
