@@ -191,7 +191,7 @@ def restore(entry: Mapping[str, Any], schema_path: str) -> Vocabulary:
   """
   folder = os.path.dirname(os.path.abspath(schema_path))
   path = os.path.join(folder, *path_in(entry, schema_path).split("/"))
-  remedy = "prepare the data again (of a work directory: train again)"
+  remedy = "restore it from a copy, or prepare the data again (of a work directory: train again)"
   require(os.path.isfile(path), f"{schema_path}: its vocabulary {path} is missing; {remedy}")
   require(
     digests.of_file(path) == entry.get("sha256"),

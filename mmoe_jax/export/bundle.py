@@ -24,7 +24,7 @@ from mmoe_jax.data.vocabularies import Vocabulary
 from mmoe_jax.errors import require, require_known
 from mmoe_jax.export import encoder, golden, model, program
 from mmoe_jax.files import read_json_object, to_json, write_atomically, write_json
-from mmoe_jax.prediction.predictor import Predictor
+from mmoe_jax.prediction.predictor import Predictor, score_names
 
 FORMATS = tuple(model.FORMATS)
 _GOLDEN_ROWS = 256
@@ -112,7 +112,7 @@ def _write_golden(predictor: Predictor, folder: str) -> list[dict[str, Any]]:
   rows = json.loads(to_json(golden.make_rows(schema, _GOLDEN_ROWS)))
   features = data.to_features(schema, predictor.encoder(rows, where="golden rows"))
   scores = predictor.score(features)
-  expected = {name: scores[name].tolist() for name in program.score_names(schema)}
+  expected = {name: scores[name].tolist() for name in score_names(schema.tasks)}
   write_json(os.path.join(folder, "golden.json"), {"rows": rows, "scores": expected})
   ids = features["ids"].astype(np.int32)
   np.savez(os.path.join(folder, "golden.npz"), ids=ids, numeric=features["numeric"])
@@ -123,7 +123,7 @@ def _describe(predictor: Predictor, formats: Sequence[str]) -> dict[str, Any]:
   """Returns the content of model.json, without the digests of the files."""
   today = datetime.datetime.now(datetime.UTC).date()
   return {
-    "scores": program.score_names(predictor.schema),
+    "scores": score_names(predictor.schema.tasks),
     "formats": list(formats),
     "columns": needed_columns(predictor.schema),
     "model": type(predictor.model).__name__,

@@ -41,7 +41,7 @@ class Model:
       format_name: a key of FORMATS; empty for the first one whose package is installed.
 
     Raises:
-      ValueError: if the folder is no export, or has no such format.
+      ValueError: if the folder is no export, has no such format, or a file is missing or changed.
       ImportError: if no package that runs it is installed.
     """
     self.info = read_info(folder)
@@ -52,6 +52,7 @@ class Model:
     if not usable and not format_name:
       packages = " or ".join(FORMATS[f] for f in known)
       raise ImportError(f"{folder}: needs {packages}; install one of them")
+    _check_files(folder, self.info)
     self.format = format_name or usable[0]
     self.encoder = _load_encoder(folder)
     self._folder = folder
@@ -94,13 +95,7 @@ def verify(folder):
     ValueError: if the folder is no export, or a file is missing or changed.
   """
   info = read_info(folder)
-  for name, expected in info["files"].items():
-    path = os.path.join(folder, *name.split("/"))
-    if not os.path.isfile(path):
-      raise ValueError(f"{path}: is missing; export again")
-    with open(path, "rb") as file:
-      if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-        raise ValueError(f"{path}: changed or damaged; export again")
+  _check_files(folder, info)
   with open(os.path.join(folder, "golden.json"), encoding="utf-8") as file:
     golden = json.load(file)
   features = _load_encoder(folder)(golden["rows"])
@@ -142,6 +137,17 @@ def read_info(folder):
   except (OSError, ValueError, AttributeError) as error:
     raise ValueError(f"{folder}: is no export: {path}: {error}") from error
   return info
+
+
+def _check_files(folder, info):
+  """Raises ValueError for a file that is missing, or not the one that was exported."""
+  for name, expected in info["files"].items():
+    path = os.path.join(folder, *name.split("/"))
+    if not os.path.isfile(path):
+      raise ValueError(f"{path}: is missing; export again")
+    with open(path, "rb") as file:
+      if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+        raise ValueError(f"{path}: changed or damaged; export again")
 
 
 def _load_encoder(folder):

@@ -23,14 +23,6 @@ ONNX_INSTALL = (
 )
 
 
-def score_names(schema: data.Schema) -> list[str]:
-  """Returns the names of the columns of scores: a task's, or `TASK=CLASS`."""
-  names = []
-  for task in schema.tasks:
-    names += [f"{task.name}={c}" for c in task.classes] if task.classes else [task.name]
-  return names
-
-
 def make_score(model: Model, schema: data.Schema) -> Callable[[Any, Array, Array], Array]:
   """Returns score(members, ids, numeric) -> scores (N, C) float32, in the units of the table.
 

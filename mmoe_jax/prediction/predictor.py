@@ -75,8 +75,7 @@ class Predictor:
   @property
   def columns(self) -> list[str]:
     """Names of the scores, see `__call__`."""
-    outputs = sum(task.outputs for task in self.schema.tasks)
-    names = list(to_scores(self.schema.tasks, np.zeros((0, outputs))))
+    names = score_names(self.schema.tasks)
     return names + [f"{name}/std" for name in names] if self.member == MEAN else names
 
   @property
@@ -147,6 +146,15 @@ class Predictor:
     return jax.tree.map(
       lambda s: jax.ShapeDtypeStruct(leading + s.shape, s.dtype, sharding=device), variables
     )
+
+
+def score_names(tasks: Sequence[data.Task]) -> list[str]:
+  """Returns the names of the scores of tasks: a task's, or `TASK=CLASS` for each class."""
+  names = []
+  for task in tasks:
+    is_multiclass = task.kind == "multiclass"
+    names += [f"{task.name}={c}" for c in task.classes] if is_multiclass else [task.name]
+  return names
 
 
 def to_scores(tasks: Sequence[data.Task], logits_NxO: np.ndarray) -> dict[str, np.ndarray]:

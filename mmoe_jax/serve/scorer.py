@@ -16,8 +16,7 @@ from mmoe_jax.data.columns import from_arrow, from_rows
 from mmoe_jax.errors import UserError, require
 from mmoe_jax.export import golden
 from mmoe_jax.export.model import Model
-from mmoe_jax.export.program import score_names
-from mmoe_jax.prediction.predictor import Predictor, parse_member
+from mmoe_jax.prediction.predictor import Predictor, parse_member, score_names
 
 _REASON = re.compile(r"column '(.*?)': (.*)", re.DOTALL)
 
@@ -74,7 +73,7 @@ class Scorer:
       self._model = None
       self._predictor = Predictor(path, parse_member(member))
       self.schema = self._predictor.schema
-      self.names = score_names(self.schema)
+      self.names = score_names(self.schema.tasks)
       self.columns = data.needed_columns(self.schema)
       self._lists = {f.sources[0] for f in self.schema.id_features if f.kind == "list"}
 

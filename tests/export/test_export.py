@@ -100,8 +100,9 @@ def test_damage_is_named(folder, tmp_path, name, capsys):
     byte = file.read(1)
     file.seek(-1, os.SEEK_CUR)
     file.write(bytes([byte[0] ^ 1]))
-  with pytest.raises(ValueError, match=f"{name}: changed or damaged; export again"):
-    verify(copy)
+  for use in (verify, Model):
+    with pytest.raises(ValueError, match=f"{name}: changed or damaged; export again"):
+      use(copy)
   os.remove(path)
   with pytest.raises(ValueError, match=f"{name}: is missing"):
     verify(copy)
