@@ -171,6 +171,27 @@ def test_commands_export_and_verify(workdir, tmp_path):
     assert run("mmoe_jax.verify", *arguments).returncode == 2
 
 
+def model_with_norm(name, norm):
+  """Returns a model of two tasks, its variables, and features of 8 rows."""
+  rng = reference.fresh_rng()
+  parts = ("tower_norm", "expert_norm", "bottom_norm")
+  fields = models.MODELS[name].__dataclass_fields__
+  model = create(name, 2, **{part: norm for part in parts if part in fields})
+  ids = np.stack([rng.integers(0, size, 8) for size in SIZES], 1).astype(np.int32)
+  numeric = rng.normal(size=(8, NUMBERS)).astype(np.float32)
+  features = {"ids": ids, "numeric": numeric}
+  variables = model.init(jax.random.key(1), features)
+  variables = {k: v for k, v in variables.items() if k in ("params", "batch_stats")}
+  return model, variables, features
+
+
+def assert_same_scores(score, model, variables, features):
+  for rows in (8, 1):
+    some = {key: values[:rows] for key, values in features.items()}
+    expected = 1 / (1 + np.exp(-model.apply(variables, some)))
+    np.testing.assert_allclose(score(some), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize(
   "norm",
   [
@@ -181,22 +202,13 @@ def test_commands_export_and_verify(workdir, tmp_path):
 )
 @pytest.mark.parametrize("name", models.MODELS)
 def test_every_model_scores_the_same_in_stablehlo(name, norm):
-  rng = reference.fresh_rng()
-  parts = ("tower_norm", "expert_norm", "bottom_norm")
-  fields = models.MODELS[name].__dataclass_fields__
-  model = create(name, 2, **{part: norm for part in parts if part in fields})
   schema = schema_of(SIZES, NUMBERS, 2)
-  ids = np.stack([rng.integers(0, size, 8) for size in SIZES], 1).astype(np.int32)
-  numeric = rng.normal(size=(8, NUMBERS)).astype(np.float32)
-  variables = model.init(jax.random.key(1), {"ids": ids, "numeric": numeric})
-  variables = {k: v for k, v in variables.items() if k in ("params", "batch_stats")}
+  model, variables, features = model_with_norm(name, norm)
   content = program.to_stablehlo(program.make_score(model, schema), [variables], schema)
   exported = jax.export.deserialize(bytearray(content))
   weights = list(program.weights_of([variables]).values())
-  for rows in (8, 1):
-    logits = model.apply(variables, {"ids": ids[:rows], "numeric": numeric[:rows]})
-    scores = exported.call(weights, ids[:rows], numeric[:rows])
-    np.testing.assert_allclose(scores, 1 / (1 + np.exp(-logits)), atol=1e-6)
+  score = lambda some: exported.call(weights, some["ids"], some["numeric"])
+  assert_same_scores(score, model, variables, features)
 
 
 @pytest.mark.parametrize("norm", ["none", "layer", "batch"])
@@ -205,18 +217,8 @@ def test_every_model_scores_the_same_in_onnx(name, norm):
   pytest.importorskip("jax2onnx", reason="an optional requirement")
   import onnxruntime
 
-  rng = reference.fresh_rng()
-  parts = ("tower_norm", "expert_norm", "bottom_norm")
-  fields = models.MODELS[name].__dataclass_fields__
-  model = create(name, 2, **{part: norm for part in parts if part in fields})
   schema = schema_of(SIZES, NUMBERS, 2)
-  ids = np.stack([rng.integers(0, size, 8) for size in SIZES], 1).astype(np.int32)
-  numeric = rng.normal(size=(8, NUMBERS)).astype(np.float32)
-  variables = model.init(jax.random.key(1), {"ids": ids, "numeric": numeric})
-  variables = {k: v for k, v in variables.items() if k in ("params", "batch_stats")}
+  model, variables, features = model_with_norm(name, norm)
   content = program.to_onnx(program.make_score(model, schema), [variables], schema)
   session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-  for rows in (8, 1):
-    logits = model.apply(variables, {"ids": ids[:rows], "numeric": numeric[:rows]})
-    (scores,) = session.run(None, {"ids": ids[:rows], "numeric": numeric[:rows]})
-    np.testing.assert_allclose(scores, 1 / (1 + np.exp(-logits)), atol=1e-5)
+  assert_same_scores(lambda some: session.run(None, some)[0], model, variables, features)
