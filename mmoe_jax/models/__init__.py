@@ -1,7 +1,7 @@
-"""Models: one signature, see base.Model; a paper per file, and its baselines."""
+"""Models: one signature, see base.Model; a paper per file, its baselines, and their layers."""
 
 from mmoe_jax.models.aitm import AITM
-from mmoe_jax.models.base import Model
+from mmoe_jax.models.base import BottomModel, ExpertModel, Model
 from mmoe_jax.models.baselines import (
   CrossStitch,
   L2Constrained,
@@ -10,10 +10,13 @@ from mmoe_jax.models.baselines import (
   TensorFactorization,
 )
 from mmoe_jax.models.dselect_k import DSelectK
+from mmoe_jax.models.embedding import FeatureEmbedding
 from mmoe_jax.models.esmm import ESMM
+from mmoe_jax.models.kernels import mixture
+from mmoe_jax.models.layers import Dropout, Gate, Mlp, ensemble, towers
 from mmoe_jax.models.mmoe import MMoE, OMoE
 from mmoe_jax.models.ple import CGC, PLE
-from mmoe_jax.models.registry import MODELS, check_model, create_model
+from mmoe_jax.models.registry import MODELS, check_model, create_model, find_model
 from mmoe_jax.models.snr import SNRTrans
 
 __all__ = [
@@ -22,10 +25,16 @@ __all__ = [
   "ESMM",
   "MODELS",
   "PLE",
+  "BottomModel",
   "CrossStitch",
   "DSelectK",
+  "Dropout",
+  "ExpertModel",
+  "FeatureEmbedding",
+  "Gate",
   "L2Constrained",
   "MMoE",
+  "Mlp",
   "Model",
   "OMoE",
   "SNRTrans",
@@ -34,4 +43,8 @@ __all__ = [
   "TensorFactorization",
   "check_model",
   "create_model",
+  "ensemble",
+  "find_model",
+  "mixture",
+  "towers",
 ]

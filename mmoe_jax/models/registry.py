@@ -1,6 +1,7 @@
 """Registry of the models: from the settings of a config to a model."""
 
 import dataclasses
+import importlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -64,7 +65,7 @@ def create_model(
     axis_name: device axis that batch statistics are averaged over, if any.
   """
   settings = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in settings.items()}
-  model_class = MODELS[settings.pop("name")]
+  model_class = find_model(settings.pop("name"))
   settings.pop("embedding_shards", None)  # Of training: where tables are placed.
   dims, compressions = embedding_dims(settings, schema), embedding_compressions(settings, schema)
   settings = {key: value for key, value in settings.items() if key not in _OF_FEATURES}
@@ -79,6 +80,41 @@ def create_model(
     axis_name=axis_name,
     **settings,
   )
+
+
+def find_model(name: str) -> type[Model]:
+  """Returns the class of a model.
+
+  Args:
+    name: a key of MODELS, or `MODULE:CLASS` of a model outside the package, such as
+      `examples.own_model:GatedUnits`.
+
+  Raises:
+    UserError: if there is none.
+  """
+  where = "config.model.name"
+  if not isinstance(name, str) or ":" not in name:
+    require_known(name, MODELS, where)
+    return MODELS[name]
+  module_name, _, class_name = name.partition(":")
+  try:
+    module = importlib.import_module(module_name)
+  except (ModuleNotFoundError, ValueError) as error:
+    # An import inside the module that fails is an error of its author, with a traceback.
+    if isinstance(error, ModuleNotFoundError) and not f"{module_name}.".startswith(
+      f"{error.name}."
+    ):
+      raise
+    raise UserError(
+      f"{where} = {name}: no module '{module_name}' in the current folder or the Python path"
+    ) from error
+  found = getattr(module, class_name, None)
+  require(
+    isinstance(found, type) and issubclass(found, Model),
+    f"{where} = {name}: must name a class in '{module_name}' that inherits from "
+    "mmoe_jax.models.Model",
+  )
+  return found
 
 
 def embedding_dims(settings: Mapping[str, Any], schema: Schema) -> tuple[int, ...]:
@@ -140,7 +176,7 @@ def check_model(settings: Mapping[str, Any], schema: Schema) -> None:
   for key in ("name", "embedding_dim", "embedding_dim_of"):
     require(key in settings, f"{where}.{key} is missing")
   name = settings.pop("name")
-  require_known(name, MODELS, f"{where}.name")
+  model_class = find_model(name)
   dim = settings.pop("embedding_dim")
   if not (dim == 0 and _is_size(dim + 1)):
     _check_value("embedding_dim", dim)
@@ -179,20 +215,20 @@ def check_model(settings: Mapping[str, Any], schema: Schema) -> None:
       f"{where}.embedding_dim_of: features of the table '{feature.table}' must have the same "
       f"width, but '{feature.name}' has {width}",
     )
-  fields = [f.name for f in dataclasses.fields(MODELS[name]) if f.name not in _NOT_SETTINGS]
+  fields = {f.name: f for f in dataclasses.fields(model_class) if f.name not in _NOT_SETTINGS}
   for key, value in settings.items():
     if key not in fields:
       hint = did_you_mean(key, fields)
       raise UserError(f"{where}.{key}: not a setting of the model '{name}'; {hint}")
-    _check_value(key, value)
+    _check_value(key, value, fields[key].default)
   model = create_model(
     {"name": name, "embedding_dim": 1, "embedding_dim_of": {}} | settings, schema
   )
   model.check([task.kind for task in schema.tasks])
 
 
-def _check_value(key: str, value: Any) -> None:
-  """Validates one setting by the kind of quantity that its name ends with."""
+def _check_value(key: str, value: Any, default: Any = None) -> None:
+  """Validates one setting by the kind of quantity that its name ends with, or by its default."""
   what = f"config.model.{key}"
   if key.endswith("activation"):
     require_known(value, layers.ACTIVATIONS, what)
@@ -209,6 +245,9 @@ def _check_value(key: str, value: Any) -> None:
       f"{what} = {value!r}: must be a tuple of whole numbers from 1 to {_MAX_SIZE:,}",
     )
     return
+  if isinstance(default, bool | str):
+    require(type(value) is type(default), f"{what} = {value!r}: must be like {default!r}")
+    return
   is_number = isinstance(value, int | float) and not isinstance(value, bool)
   require(is_number and math.isfinite(value), f"{what} = {value!r}: must be a number")
   if key.endswith("dropout"):
@@ -221,7 +260,7 @@ def _check_value(key: str, value: Any) -> None:
     require(value > 0, f"{what} = {value}: must be a width above 0")
   elif key in ("stitch_own", "exclusivity"):
     require(0 <= value <= 1, f"{what} = {value}: must be a share from 0 to 1")
-  else:
+  elif not isinstance(default, float):
     require(_is_size(value), f"{what} = {value}: must be a whole number from 1 to {_MAX_SIZE:,}")
 
 

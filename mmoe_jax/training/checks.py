@@ -78,7 +78,7 @@ def check_labels(config: Any, schema: data.Schema, labels_NxT: np.ndarray) -> No
   Raises:
     UserError: where rows contradict it.
   """
-  if not models.MODELS[config.model.name].chained:
+  if not models.find_model(config.model.name).chained:
     return
   names = [task.name for task in schema.tasks]
   for t in range(1, len(names)):

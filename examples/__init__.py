@@ -1,0 +1,1 @@
+"""Examples of use from outside the package."""
