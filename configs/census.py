@@ -46,6 +46,8 @@ _COMMON = {
   "tower_activation": "relu",  # relu, gelu, silu, tanh or identity.
   "tower_norm": "none",  # none, layer or batch.
   "tower_dropout": 0.0,  # Rate for hidden units.
+  # Members of a batch ensemble (TabM), which share all but input scales and output layers; 1: none.
+  "batch_ensemble": 1,
 }
 # Settings of parts; MODELS sets their units.
 _BOTTOM = {

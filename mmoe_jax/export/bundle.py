@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmoe_jax import data, digests
+from mmoe_jax import data, digests, models
 from mmoe_jax.data.encoding import needed_columns
 from mmoe_jax.data.vocabularies import Vocabulary
 from mmoe_jax.errors import require, require_known
@@ -126,7 +126,7 @@ def _describe(predictor: Predictor, formats: Sequence[str]) -> dict[str, Any]:
     "scores": score_names(predictor.schema.tasks),
     "formats": list(formats),
     "columns": needed_columns(predictor.schema),
-    "model": type(predictor.model).__name__,
+    "model": models.describe(predictor.model),
     "members": predictor.members,
     "epoch": predictor.epoch,
     "platforms": list(program.PLATFORMS),

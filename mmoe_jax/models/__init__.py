@@ -9,6 +9,7 @@ from mmoe_jax.models.baselines import (
   SingleTask,
   TensorFactorization,
 )
+from mmoe_jax.models.batch_ensemble import BatchEnsemble
 from mmoe_jax.models.dselect_k import DSelectK
 from mmoe_jax.models.embedding import FeatureEmbedding
 from mmoe_jax.models.esmm import ESMM
@@ -16,7 +17,7 @@ from mmoe_jax.models.kernels import mixture
 from mmoe_jax.models.layers import Dropout, Gate, Mlp, ensemble, towers
 from mmoe_jax.models.mmoe import MMoE, OMoE
 from mmoe_jax.models.ple import CGC, PLE
-from mmoe_jax.models.registry import MODELS, check_model, create_model, find_model
+from mmoe_jax.models.registry import MODELS, check_model, create_model, describe, find_model
 from mmoe_jax.models.snr import SNRTrans
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
   "ESMM",
   "MODELS",
   "PLE",
+  "BatchEnsemble",
   "BottomModel",
   "CrossStitch",
   "DSelectK",
@@ -43,6 +45,7 @@ __all__ = [
   "TensorFactorization",
   "check_model",
   "create_model",
+  "describe",
   "ensemble",
   "find_model",
   "mixture",

@@ -218,7 +218,8 @@ class FeatureEmbedding(nn.Module):
   def __call__(self, features: dict[str, Array], train: bool) -> Array:
     """Returns x_BxD: embeddings of `ids` (B, F), by width, then `numeric` (B, D_numeric).
 
-    With `vectors`, table name -> (B, F, width), these are used instead of the tables' rows.
+    With `vectors`, table name -> (B, F, width), these are used instead of the tables' rows. With
+    `input_scale` (D,), x is multiplied by it, see batch_ensemble.
     """
     ids_BxF = features["ids"]
     lengths = self.lengths or (1,) * len(self.sizes)
@@ -233,6 +234,8 @@ class FeatureEmbedding(nn.Module):
     if features["numeric"].shape[1]:
       parts.append(features["numeric"])
     x_BxD = jnp.concatenate(parts, axis=1)
+    if "input_scale" in features:
+      x_BxD = x_BxD * features["input_scale"][None, :]
     return Dropout(self.dropout)(x_BxD, train)
 
   def _read(self, table: TableLayout, ids_BxF: Array) -> Array:

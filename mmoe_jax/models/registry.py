@@ -18,6 +18,7 @@ from mmoe_jax.models.baselines import (
   SingleTask,
   TensorFactorization,
 )
+from mmoe_jax.models.batch_ensemble import BatchEnsemble
 from mmoe_jax.models.dselect_k import DSelectK
 from mmoe_jax.models.embedding import COMPRESSIONS, DTYPES, Compression, compress
 from mmoe_jax.models.esmm import ESMM
@@ -49,27 +50,29 @@ _NOT_SETTINGS = (
 # Settings from which the fields of a feature are computed.
 _OF_FEATURES = ("embedding_dim", "embedding_dim_of", "embedding_compression", "embedding_rows")
 _LEAST_DIM, _MOST_DIM = 4, 64  # Of widths by the rule.
+_MAX_MEMBERS = 1024  # Of a batch ensemble; each costs as much time as a model.
 _MAX_SIZE = 1 << 20  # A larger size is most likely a typing error.
 
 
 def create_model(
   settings: Mapping[str, Any], schema: Schema, axis_name: str | None = None
-) -> Model:
+) -> Model | BatchEnsemble:
   """Creates a model for the features and tasks of a schema.
 
   Args:
-    settings: config.model, see `check_model`: `name`, a key of MODELS; _OF_FEATURES, see
-      `embedding_dims` and `embedding_compressions`; fields of the model's class. Floats may be
-      traced.
+    settings: config.model, see `check_model`: `name`, see `find_model`; _OF_FEATURES, see
+      `embedding_dims` and `embedding_compressions`; `batch_ensemble`, members of a BatchEnsemble if
+      more than 1; fields of the model's class. Floats may be traced.
     schema: features and tasks of the run.
     axis_name: device axis that batch statistics are averaged over, if any.
   """
   settings = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in settings.items()}
   model_class = find_model(settings.pop("name"))
+  members = settings.pop("batch_ensemble", 1)
   settings.pop("embedding_shards", None)  # Of training: where tables are placed.
   dims, compressions = embedding_dims(settings, schema), embedding_compressions(settings, schema)
   settings = {key: value for key, value in settings.items() if key not in _OF_FEATURES}
-  return model_class(
+  model = model_class(
     feature_sizes=tuple(f.size for f in schema.id_features),
     outputs=tuple(task.outputs for task in schema.tasks),
     embedding_dims=dims,
@@ -80,6 +83,7 @@ def create_model(
     axis_name=axis_name,
     **settings,
   )
+  return BatchEnsemble(model, members, schema.tasks) if members > 1 else model
 
 
 def find_model(name: str) -> type[Model]:
@@ -115,6 +119,13 @@ def find_model(name: str) -> type[Model]:
     "mmoe_jax.models.Model",
   )
   return found
+
+
+def describe(model: Model | BatchEnsemble) -> str:
+  """Returns the name of a model for people."""
+  if isinstance(model, BatchEnsemble):
+    return f"{type(model.model).__name__}, a batch ensemble of {model.members}"
+  return type(model).__name__
 
 
 def embedding_dims(settings: Mapping[str, Any], schema: Schema) -> tuple[int, ...]:
@@ -184,6 +195,11 @@ def check_model(settings: Mapping[str, Any], schema: Schema) -> None:
   require(
     shards == 0 or _is_size(shards),
     f"{where}.embedding_shards = {shards!r}: must be a whole number (0: by memory)",
+  )
+  members = settings.pop("batch_ensemble", 1)
+  require(
+    _is_size(members, _MAX_MEMBERS),
+    f"{where}.batch_ensemble = {members!r}: must be a whole number from 1 to {_MAX_MEMBERS:,}",
   )
   kind = settings.pop("embedding_compression", "none")
   require_known(kind, ("none", *COMPRESSIONS), f"{where}.embedding_compression")

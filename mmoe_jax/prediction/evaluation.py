@@ -8,8 +8,8 @@ import numpy as np
 
 from mmoe_jax import data, parallel
 from mmoe_jax.errors import require
-from mmoe_jax.evaluation import ensembles
 from mmoe_jax.evaluation import evaluate as evaluation
+from mmoe_jax.models import mean_scores
 from mmoe_jax.prediction.predictor import Predictor
 
 
@@ -55,5 +55,5 @@ def _logits(predictor: Predictor, features: dict[str, np.ndarray]) -> jax.Array:
     return predict(each[0], features)
   tasks, sums = predictor.schema.tasks, ()
   for variables in each:
-    sums = ensembles.add_scores(tasks, sums, predict(variables, features))
-  return ensembles.to_logits(tasks, sums, len(each))
+    sums = mean_scores.add_scores(tasks, sums, predict(variables, features))
+  return mean_scores.to_logits(tasks, sums, len(each))

@@ -56,7 +56,7 @@ class Learner(NamedTuple):
     evaluate: (variables, EvalBatch) -> metrics by name.
   """
 
-  model: models.Model
+  model: models.Model | models.BatchEnsemble
   init: Callable[..., State]
   epoch: Callable[[State, Batch, Array], tuple[State, TaskLosses]]
   assess: Callable[[State, evaluate.EvalBatch, Array], tuple[State, Assessment]]
@@ -95,11 +95,14 @@ def create_learner(
     steps_per_epoch,
   )
   has_average = is_enabled(decay)
+  loss_fn = losses.elementwise(tasks)
+  if isinstance(model, models.BatchEnsemble):
+    loss_fn = losses.mean_of_members(loss_fn)
   step = make_train_step(
     model,
     tx,
     weighting,
-    losses.elementwise(tasks),
+    loss_fn,
     decay if has_average else None,
     axis_name,
     tables,

@@ -87,6 +87,12 @@ def elementwise(tasks: Sequence[Task]) -> Callable[[Array, Array], Array]:
   return loss_of
 
 
+def mean_of_members(loss: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+  """Returns the loss of members' logits (M, B, O), see batch_ensemble: the mean of their losses."""
+  of_each = jax.vmap(loss, (0, None))
+  return lambda logits_MxBxO, labels_BxT: of_each(logits_MxBxO, labels_BxT).mean(0)
+
+
 _OF_ONE_OUTPUT = {"binary": binary_cross_entropy, "regression": squared_error}
 
 

@@ -7,7 +7,8 @@ import jax
 
 from mmoe_jax import data, parallel
 from mmoe_jax.config import override
-from mmoe_jax.evaluation import ensembles, evaluate
+from mmoe_jax.evaluation import evaluate
+from mmoe_jax.models import mean_scores
 from mmoe_jax.training.learner import create_learner
 from mmoe_jax.training.population_program import Population
 from mmoe_jax.training.step import State
@@ -42,16 +43,16 @@ def evaluate_mean(
   tasks = schema.tasks
   predict, compute_metrics = evaluate.make_predict(model), evaluate.make_compute_metrics(tasks)
   add = parallel.jit(
-    lambda sums, v, features: ensembles.add_scores(tasks, sums, predict(v, features))
+    lambda sums, v, features: mean_scores.add_scores(tasks, sums, predict(v, features))
   )
   measure = parallel.jit(
-    lambda sums, batch: compute_metrics(ensembles.to_logits(tasks, sums, len(converged)), batch)
+    lambda sums, batch: compute_metrics(mean_scores.to_logits(tasks, sums, len(converged)), batch)
   )
   variables_M = population.placement.unshard(states.best.variables)
   results: dict[str, Any] = {"members": converged, "notes": {}}
   for name in [split for split in _SPLITS if split in report_on]:
     batch = evaluate.make_eval_batch(population.splits[0][name])
-    sums: ensembles.Sums = ()
+    sums: mean_scores.Sums = ()
     for m in converged:
       sums = add(sums, jax.tree.map(lambda a, m=m: a[m], variables_M), batch.features)
     evaluate.add_metrics(results, name, jax.device_get(measure(sums, batch)))

@@ -69,6 +69,7 @@ _ADDED = {
   "model.embedding_compression": "none",
   "model.embedding_rows": 0,
   "model.embedding_dtype": "float32",
+  "model.batch_ensemble": 1,
 }
 _PLACEMENT = ("train.devices", "model.embedding_shards")
 

@@ -171,12 +171,12 @@ def test_commands_export_and_verify(workdir, tmp_path):
     assert run("mmoe_jax.verify", *arguments).returncode == 2
 
 
-def model_with_norm(name, norm):
+def model_with_norm(name, norm, **settings):
   """Returns a model of two tasks, its variables, and features of 8 rows."""
   rng = reference.fresh_rng()
   parts = ("tower_norm", "expert_norm", "bottom_norm")
   fields = models.MODELS[name].__dataclass_fields__
-  model = create(name, 2, **{part: norm for part in parts if part in fields})
+  model = create(name, 2, **{part: norm for part in parts if part in fields}, **settings)
   ids = np.stack([rng.integers(0, size, 8) for size in SIZES], 1).astype(np.int32)
   numeric = rng.normal(size=(8, NUMBERS)).astype(np.float32)
   features = {"ids": ids, "numeric": numeric}
@@ -212,13 +212,14 @@ def test_every_model_scores_the_same_in_stablehlo(name, norm):
 
 
 @pytest.mark.parametrize("norm", ["none", "layer", "batch"])
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", [*models.MODELS, "mmoe of 3"])
 def test_every_model_scores_the_same_in_onnx(name, norm):
   pytest.importorskip("jax2onnx", reason="an optional requirement")
   import onnxruntime
 
   schema = schema_of(SIZES, NUMBERS, 2)
-  model, variables, features = model_with_norm(name, norm)
+  name, _, members = name.partition(" of ")
+  model, variables, features = model_with_norm(name, norm, batch_ensemble=int(members or 1))
   content = program.to_onnx(program.make_score(model, schema), [variables], schema)
   session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
   assert_same_scores(lambda some: session.run(None, some)[0], model, variables, features)

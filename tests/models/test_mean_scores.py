@@ -5,7 +5,7 @@ import numpy as np
 from scipy.special import expit, log_softmax, logsumexp
 
 from mmoe_jax.data import Task
-from mmoe_jax.evaluation import ensembles
+from mmoe_jax.models import mean_scores
 from tests import reference
 
 TASKS = (
@@ -22,8 +22,8 @@ def test_the_mean_is_that_of_probabilities_and_finite_for_any_logits():
   logits[:, 1, 0] = [-90, -95, -100, -80]
   sums = ()
   for each in logits:
-    sums = ensembles.add_scores(TASKS, sums, jnp.asarray(each))
-  got = np.asarray(ensembles.to_logits(TASKS, sums, len(logits)), np.float64)
+    sums = mean_scores.add_scores(TASKS, sums, jnp.asarray(each))
+  got = np.asarray(mean_scores.to_logits(TASKS, sums, len(logits)), np.float64)
   assert np.isfinite(got).all()
   exact = logits.astype(np.float64)
   z = exact[:, :, 0]
