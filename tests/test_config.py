@@ -224,7 +224,7 @@ def test_every_setting_of_every_model_is_in_the_config():
   for name, model in models.MODELS.items():
     fields = {f.name for f in dataclasses.fields(model)} - wired
     own = {"name", "embedding_dim", "embedding_dim_of", "embedding_shards"}
-    own |= {"embedding_compression", "embedding_rows"}
+    own |= {"embedding_compression", "embedding_rows", "batch_ensemble"}
     assert set(census.get_config(name).model) == fields | own
 
 
