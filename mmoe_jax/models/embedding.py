@@ -1,10 +1,12 @@
 """Embedding of id features, the input of every model.
 
-Shape letters: B rows, F columns of ids, L of them of a list, D inputs, V table rows.
+Shape letters: B rows, F columns of ids, L of them of a list, C places of a packed list (see
+packed_lists), D inputs, V table rows. P positions of a batch that select table rows: B · F, or with
+packed lists those of other columns, then the places of each packed part.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmoe_jax.models import packed_lists
 from mmoe_jax.models.kernels import scramble
 from mmoe_jax.models.layers import Dropout
 
@@ -43,6 +46,20 @@ class Compression(NamedTuple):
   moduli: tuple[int, int]
 
 
+class Part(NamedTuple):
+  """Columns of a table that belong together: one, or those of a list.
+
+  Attributes:
+    feature: number of their feature.
+    start: the first of them among the table's columns.
+    length: number of columns.
+  """
+
+  feature: int
+  start: int
+  length: int
+
+
 class TableLayout(NamedTuple):
   """Place of features in a table, which holds all features of one width.
 
@@ -55,6 +72,7 @@ class TableLayout(NamedTuple):
     dim: width of its vectors.
     rows: number of its rows V.
     features: numbers of its features.
+    parts: columns of its features, in their order; two parts for a compressed feature.
     first_rows: rows of id 0, the id of unknown values, of its features without compression.
     columns: the F columns of ids that select its rows; None for all columns in their order.
     offsets_F: (F,) int32, the first row of each column's feature.
@@ -66,6 +84,7 @@ class TableLayout(NamedTuple):
   dim: int
   rows: int
   features: tuple[int, ...]
+  parts: tuple[Part, ...]
   first_rows: np.ndarray
   columns: np.ndarray | None
   offsets_F: np.ndarray
@@ -80,7 +99,64 @@ class TableLayout(NamedTuple):
     """Returns the ids of the table's columns, of all columns of ids."""
     return ids_BxF if self.columns is None else ids_BxF[:, self.columns]
 
-  def row_numbers(self, ids_BxF: Array) -> Array:
+  def positions(self, features: Mapping[str, Any]) -> Array:
+    """Returns the table's rows (B, F), or (P,) with packed lists, that a batch selects."""
+    numbers_BxF = self._row_numbers(features["ids"])
+    lists = features.get(packed_lists.LISTS, {})
+    if not self._is_packed(lists):
+      return numbers_BxF
+    packed = [
+      numbers_BxF.at[lists[p.feature].batch_C, p.start + lists[p.feature].column_C].get(mode="clip")
+      for p in self.parts
+      if p.feature in lists
+    ]
+    return jnp.concatenate([numbers_BxF[:, self._padded_columns(lists)].reshape(-1), *packed])
+
+  def spread(self, values_B: Array, features: Mapping[str, Any]) -> Array:
+    """Returns a value of each row at its positions, (B, 1) or (P,); 0 where there is no id."""
+    lists = features.get(packed_lists.LISTS, {})
+    if not self._is_packed(lists):
+      return values_B[:, None]
+    padded = jnp.repeat(values_B, len(self._padded_columns(lists)))
+    packed = [
+      values_B.at[lists[p.feature].batch_C].get(mode="fill", fill_value=0)
+      for p in self.parts
+      if p.feature in lists
+    ]
+    return jnp.concatenate([padded, *packed])
+
+  def separate(self, vectors: Array, features: Mapping[str, Any]) -> list[Array]:
+    """Returns the vectors (B, L, D), or (C, D) of a packed list, of each of the parts.
+
+    Args:
+      vectors: vectors of the positions, (B, F, D) or (P, D).
+      features: features of the batch.
+    """
+    lists = features.get(packed_lists.LISTS, {})
+    if not self._is_packed(lists):
+      return [vectors[:, p.start : p.start + p.length] for p in self.parts]
+    rows, columns = features["ids"].shape[0], len(self._padded_columns(lists))
+    padded_BxUxD = vectors[: rows * columns].reshape(rows, columns, self.dim)
+    found, column, place = [], 0, rows * columns
+    for p in self.parts:
+      if p.feature in lists:
+        end = place + lists[p.feature].batch_C.shape[0]
+        found.append(vectors[place:end])
+        place = end
+      else:
+        found.append(padded_BxUxD[:, column : column + p.length])
+        column += p.length
+    return found
+
+  def _is_packed(self, lists: Mapping[int, Any]) -> bool:
+    return any(p.feature in lists for p in self.parts)
+
+  def _padded_columns(self, lists: Mapping[int, Any]) -> np.ndarray:
+    """Returns the table's columns that are not packed."""
+    kept = [np.arange(p.start, p.start + p.length) for p in self.parts if p.feature not in lists]
+    return np.concatenate([np.zeros(0, int), *kept])
+
+  def _row_numbers(self, ids_BxF: Array) -> Array:
     """Returns the table's rows (B, F), int32, that the ids of a batch select."""
     ids_BxF = self.select_ids(ids_BxF)
     if self.coding_3xF is not None:
@@ -149,7 +225,7 @@ def table_layouts(
   for dim in sorted(set(dims)):
     members = [f for f, d in enumerate(dims) if d == dim]
     first_row: dict[str | int, int] = {}
-    columns, offsets, coding, unknown = [], [], [], set()
+    columns, offsets, coding, unknown, places = [], [], [], set(), []
     rows = 0
     for f in members:
       compression = compressions[f] if compressions else None
@@ -162,6 +238,7 @@ def table_layouts(
       if compression is None:
         unknown.add(at)
       for part in parts:
+        places.append(Part(f, len(columns), lengths[f]))
         columns += range(starts[f], starts[f] + lengths[f])
         offsets += [at] * lengths[f]
         coding += [part] * lengths[f]
@@ -174,6 +251,7 @@ def table_layouts(
         dim=dim,
         rows=rows,
         features=tuple(members),
+        parts=tuple(places),
         first_rows=np.array(sorted(unknown), int),
         columns=None if is_all else np.array(columns, int),
         offsets_F=np.array(offsets, np.int32),
@@ -218,8 +296,9 @@ class FeatureEmbedding(nn.Module):
   def __call__(self, features: dict[str, Array], train: bool) -> Array:
     """Returns x_BxD: embeddings of `ids` (B, F), by width, then `numeric` (B, D_numeric).
 
-    With `vectors`, table name -> (B, F, width), these are used instead of the tables' rows. With
-    `input_scale` (D,), x is multiplied by it, see batch_ensemble.
+    With `vectors`, table name -> (B, F, width) or (P, width), these are used instead of the tables'
+    rows. With `input_scale` (D,), x is multiplied by it, see batch_ensemble. With `lists`, these
+    features are packed, see packed_lists.
     """
     ids_BxF = features["ids"]
     lengths = self.lengths or (1,) * len(self.sizes)
@@ -227,10 +306,10 @@ class FeatureEmbedding(nn.Module):
     parts = []
     layouts = table_layouts(self.sizes, self.dims, lengths, self.shared, self.compressions)
     for table in layouts:
-      vectors_BxFxD = given[table.name] if given else self._read(table, ids_BxF)
+      vectors = given[table.name] if given else self._read(table, features)
       if len(table.offsets_F) > len(table.features):
-        vectors_BxFxD = self._pool(vectors_BxFxD, table.select_ids(ids_BxF), table.features)
-      parts.append(vectors_BxFxD.reshape(ids_BxF.shape[0], -1))
+        vectors = self._pool(table, vectors, features)
+      parts.append(vectors.reshape(ids_BxF.shape[0], -1))
     if features["numeric"].shape[1]:
       parts.append(features["numeric"])
     x_BxD = jnp.concatenate(parts, axis=1)
@@ -238,7 +317,7 @@ class FeatureEmbedding(nn.Module):
       x_BxD = x_BxD * features["input_scale"][None, :]
     return Dropout(self.dropout)(x_BxD, train)
 
-  def _read(self, table: TableLayout, ids_BxF: Array) -> Array:
+  def _read(self, table: TableLayout, features: Mapping[str, Array]) -> Array:
     init = self._init(table.first_rows)
     if self.has_variable("params", table.name):
       # Without Flax's check of the shape: rows that fill up the devices' shards may follow.
@@ -246,31 +325,33 @@ class FeatureEmbedding(nn.Module):
     else:
       table_VxD = self.param(table.name, init, (table.rows, table.dim), jnp.dtype(self.dtype))
     # Encoding keeps ids in range; a second check would cost 5 to 10 % of a step on a CPU.
-    vectors_BxFxD = table_VxD.at[table.row_numbers(ids_BxF)].get(mode="promise_in_bounds")
-    return vectors_BxFxD.astype(jnp.float32)
+    vectors = table_VxD.at[table.positions(features)].get(mode="promise_in_bounds")
+    return vectors.astype(jnp.float32)
 
-  def _pool(self, vectors_BxFxD: Array, ids_BxF: Array, members: Sequence[int]) -> Array:
-    """Combines the vectors of each id, then those of each list's known values.
+  def _pool(self, table: TableLayout, vectors: Array, features: Mapping[str, Array]) -> Array:
+    """Combines the vectors of each id, then those of each list's known values: (B, features, D).
 
     Id 0 is an absent or unknown value.
     """
-    pooled, at = [], 0
-    for f in members:
-      length = self.lengths[f] if self.lengths else 1
+    ids_BxF = table.select_ids(features["ids"])
+    lists = features.get(packed_lists.LISTS, {})
+    parts = zip(table.parts, table.separate(vectors, features), strict=True)
+    pooled = []
+    for f in table.features:
+      part, found = next(parts)
       compression = self.compressions[f] if self.compressions else None
-      here = slice(at, at + length)
-      vectors_BxLxD = vectors_BxFxD[:, here]
-      is_known_BxL = (ids_BxF[:, here] > 0).astype(vectors_BxFxD.dtype)
-      at += length
       if compression is not None:
-        second_BxLxD = vectors_BxFxD[:, at : at + length]
-        at += length
-        vectors_BxLxD = COMPRESSIONS[compression.kind](vectors_BxLxD, second_BxLxD)
-      if length == 1 and compression is None:
-        pooled.append(vectors_BxLxD)
+        found = COMPRESSIONS[compression.kind](found, next(parts)[1])
+      if part.length == 1 and compression is None:
+        pooled.append(found)
         continue
-      total_BxD = jnp.einsum("bld,bl->bd", vectors_BxLxD, is_known_BxL)
-      if length > 1 and self.poolings[f] == "mean":
+      if f in lists:
+        pooled.append(packed_lists.pool(found, lists[f], self.poolings[f])[:, None])
+        continue
+      ids_BxL = ids_BxF[:, part.start : part.start + part.length]
+      is_known_BxL = (ids_BxL > 0).astype(found.dtype)
+      total_BxD = jnp.einsum("bld,bl->bd", found, is_known_BxL)
+      if part.length > 1 and self.poolings[f] == "mean":
         total_BxD = total_BxD / jnp.maximum(is_known_BxL.sum(1, keepdims=True), 1.0)
       pooled.append(total_BxD[:, None])
     return jnp.concatenate(pooled, axis=1)

@@ -13,9 +13,8 @@ import numpy as np
 from mmoe_jax import data, models
 from mmoe_jax.evaluation import evaluate, gate_statistics
 from mmoe_jax.models.layers import is_enabled
-from mmoe_jax.training import losses, table_updates
+from mmoe_jax.training import list_packing, losses, table_updates
 from mmoe_jax.training.step import (
-  Batch,
   State,
   TaskLosses,
   init_state,
@@ -50,7 +49,7 @@ class Learner(NamedTuple):
   Attributes:
     model: the model without a device axis, for initialising and evaluating.
     init: (key, features, variables to start from or None) -> State before the first step.
-    epoch: (state, rows, key) -> (state, TaskLosses (S, T)).
+    epoch: (state, rows, key) -> (state, TaskLosses (S, T)), see make_train_epoch.
     assess: (state, held-out EvalBatch, epoch) -> (state, Assessment): evaluates the current
       variables and keeps the best.
     evaluate: (variables, EvalBatch) -> metrics by name.
@@ -58,7 +57,7 @@ class Learner(NamedTuple):
 
   model: models.Model | models.BatchEnsemble
   init: Callable[..., State]
-  epoch: Callable[[State, Batch, Array], tuple[State, TaskLosses]]
+  epoch: Callable[..., tuple[State, TaskLosses]]
   assess: Callable[[State, evaluate.EvalBatch, Array], tuple[State, Assessment]]
   evaluate: Callable[[Any, evaluate.EvalBatch], dict[str, Array]]
 
@@ -129,7 +128,14 @@ def create_learner(
   return Learner(
     model=eval_model,
     init=init,
-    epoch=make_train_epoch(step, config.train.batch_size, devices, axis_name, config.train.shuffle),
+    epoch=make_train_epoch(
+      step,
+      config.train.batch_size,
+      devices,
+      axis_name,
+      config.train.shuffle,
+      list_packing.find_lists(schema),
+    ),
     assess=assess,
     evaluate=evaluate.make_evaluate(eval_model, tasks),
   )

@@ -14,7 +14,8 @@ owns a range of rows, ids are gathered from all devices, each reads the rows tha
 reduce-scatter adds up the vectors, and gradients are gathered like the ids.
 
 Shape letters: V rows of a table (of a device, if it is sharded), D its width, B rows of a batch on
-one device, F columns of ids, N = ids of a step on all devices.
+one device, F columns of ids, P positions of a batch's ids (see TableLayout), N = ids of a step on
+all devices.
 """
 
 import math
@@ -50,12 +51,12 @@ class Rows(NamedTuple):
   """Rows of a table that a step reads.
 
   Attributes:
-    own_BxF: rows of this device's ids, in the whole table.
+    own: rows of this device's ids, in the whole table: (B, F), or (P,) with packed lists.
     local_N: rows of all devices' ids among those that this device owns; V or more for others.
     first_N: the position that stands for all equal ids, N for ids that this device does not own.
   """
 
-  own_BxF: Array
+  own: Array
   local_N: Array
   first_N: Array
 
@@ -65,7 +66,7 @@ class Trained(NamedTuple):
 
   Attributes:
     params: dense parameters.
-    vectors: table -> vectors (B, F, D) of the batch; gradients of rows (N, D).
+    vectors: table -> vectors (B, F, D) or (P, D) of the batch; gradients of rows (N, D).
   """
 
   params: Any
@@ -162,7 +163,7 @@ class RowWiseTables:
   def with_vectors(self, features: Mapping[str, Array]) -> Mapping[str, Any]:
     """Returns features with vectors, so that the model's init creates no tables."""
     vectors = {
-      name: jnp.zeros((*layout.row_numbers(features["ids"]).shape, layout.dim))
+      name: jnp.zeros((*layout.positions(features).shape, layout.dim))
       for name, layout in self._layouts.items()
     }
     return {**features, "vectors": vectors}
@@ -210,10 +211,10 @@ class RowWiseTables:
     """
     found, slots = {}, dict(opt_state.slots)
     for name, layout in self._layouts.items():
-      own_BxF = _materialise(layout.row_numbers(features["ids"]), layout.padded_rows)
+      own = _materialise(layout.positions(features), layout.padded_rows)
       size = slots[name].shape[0]
-      local_BxF = jnp.where(weights_B[:, None] == 0, jnp.int32(2**31 - 1), own_BxF)
-      local_N = self._gather(local_BxF).reshape(-1)
+      has_no_weight = layout.spread(weights_B, features) == 0
+      local_N = self._gather(jnp.where(has_no_weight, jnp.int32(2**31 - 1), own)).reshape(-1)
       if self._is_sharded:
         local_N = _own_rows(local_N, size, self._axis_name)
       positions_N = jnp.arange(local_N.shape[0], dtype=jnp.int32)
@@ -221,7 +222,7 @@ class RowWiseTables:
       first_N = slots[name].at[local_N].get(mode="clip")
       first_N = jnp.where(local_N < size, first_N, local_N.shape[0])
       first_N = _materialise(first_N, local_N.shape[0])
-      found[name] = Rows(own_BxF, local_N, first_N)
+      found[name] = Rows(own, local_N, first_N)
     return found, opt_state._replace(slots=slots)
 
   def read(self, params: Any, rows: Mapping[str, Rows]) -> Trained:
@@ -230,32 +231,32 @@ class RowWiseTables:
     for name, found in rows.items():
       table_VxD = params[TABLES][name]
       if not self._is_sharded:
-        own = table_VxD.at[found.own_BxF].get(mode="promise_in_bounds")
-        vectors[name] = own.astype(jnp.float32)
+        vectors_of_own = table_VxD.at[found.own].get(mode="promise_in_bounds")
+        vectors[name] = vectors_of_own.astype(jnp.float32)
         continue
       # Filler rows are read as well: batch norm includes them.
-      all_N = self._gather(found.own_BxF).reshape(-1)
+      all_N = self._gather(found.own).reshape(-1)
       own_N = _own_rows(all_N, table_VxD.shape[0], self._axis_name)
       vectors_NxD = table_VxD.at[own_N].get(mode="fill", fill_value=0.0).astype(jnp.float32)
       mine = jax.lax.psum_scatter(vectors_NxD, self._axis_name, tiled=True)
-      vectors[name] = mine.reshape(*found.own_BxF.shape, -1)
+      vectors[name] = mine.reshape(*found.own.shape, -1)
     return Trained(self.split(params)[0], vectors)
 
   def sum_equal(self, vectors: Mapping[str, Array], rows: Mapping[str, Rows]) -> dict[str, Array]:
     """Sums the gradients of equal ids over all devices.
 
     Args:
-      vectors: table -> gradients (B, F, D) of this device's share of the loss.
+      vectors: table -> gradients (B, F, D) or (P, D) of this device's share of the loss.
       rows: result of `locate`.
 
     Returns:
       Table -> (N, D): at the position that stands for equal ids their sum, 0 elsewhere.
     """
     sums = {}
-    for name, grads_BxFxD in vectors.items():
-      dim = grads_BxFxD.shape[-1]
+    for name, grads in vectors.items():
+      dim = grads.shape[-1]
       # The loss is the mean of the devices' shares.
-      grads_NxD = self._gather(grads_BxFxD).reshape(-1, dim) / self._devices
+      grads_NxD = self._gather(grads).reshape(-1, dim) / self._devices
       zeros = jnp.zeros_like(grads_NxD)
       sums[name] = zeros.at[rows[name].first_N].add(grads_NxD, mode="drop")
     return sums

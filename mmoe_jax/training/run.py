@@ -1,5 +1,6 @@
 """Compiled run: what the training loop, tests and benchmarks call."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,9 +10,9 @@ import numpy as np
 from mmoe_jax import data, parallel
 from mmoe_jax.evaluation import evaluate
 from mmoe_jax.models import layers
-from mmoe_jax.training import checks, table_updates, train_rows
+from mmoe_jax.training import checks, list_packing, table_updates, train_rows
 from mmoe_jax.training.learner import Assessment, Learner, create_learner
-from mmoe_jax.training.step import Best, State, TaskLosses, fold_in
+from mmoe_jax.training.step import Best, State, TaskLosses, fold_in, order_rows
 
 Array = jax.Array
 
@@ -68,11 +69,27 @@ def compile_run(config: Any, schema: data.Schema, split: data.Split | data.Store
   one_row = {name: a[:1] for name, a in rows.sample.features.items()}
   spec = table_updates.sharded_leaves(jax.eval_shape(learner.init, key, one_row), is_sharded)
   state = devices.init(learner.init, spec, key, one_row)
-  # One program for each size of block: a streamed epoch ends with a shorter one.
-  train_block = {
-    len(shape.weights): devices.compile(learner.epoch, state, shape, key, spec)
-    for shape in rows.shapes
-  }
+  lists = list_packing.find_lists(schema)
+  capacities_of = list_packing.make_capacities(
+    lists,
+    config.train.batch_size,
+    devices.count,
+    lambda key, count: order_rows(key, count, config.train.shuffle),
+  )
+
+  programs: dict[Any, Callable[..., Any]] = {}
+
+  def program_for(state: Any, rows_of_block: Any, block_key: Array, places: Any) -> Callable:
+    """Returns the program for a size of block and places of lists, compiled once."""
+    which = len(rows_of_block.weights), places
+    if which not in programs:
+      epoch = functools.partial(learner.epoch, capacities=places) if places else learner.epoch
+      programs[which] = devices.compile(epoch, state, rows_of_block, block_key, spec)
+    return programs[which]
+
+  # A streamed epoch ends with a shorter block. Places of lists depend on the epoch.
+  for shape in () if lists else rows.shapes:
+    program_for(state, shape, key, ())
   best_of = parallel.jit(lambda *arguments: _best_of(learner, *arguments))
 
   def assess(state: State, held_out: evaluate.EvalBatch, epoch: Any) -> tuple[State, Assessment]:
@@ -83,7 +100,8 @@ def compile_run(config: Any, schema: data.Schema, split: data.Split | data.Store
     losses = []
     for block, batch in rows.blocks(epoch):
       block_key = fold_in(key, "epoch", epoch, *block)
-      state, block_losses = train_block[len(batch.weights)](state, batch, block_key)
+      places = capacities_of(batch.features["ids"], block_key)
+      state, block_losses = program_for(state, batch, block_key, places)(state, batch, block_key)
       losses.append(jax.device_get(block_losses))
     return state, jax.tree.map(lambda *a: np.concatenate(a), *losses)
 

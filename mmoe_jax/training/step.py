@@ -11,7 +11,7 @@ of all tasks.
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -21,6 +21,7 @@ import optax
 
 from mmoe_jax.models import Model
 from mmoe_jax.training import losses
+from mmoe_jax.training.list_packing import ListColumns, pack_lists
 from mmoe_jax.training.row_updates import DENSE_TABLES, DenseTables, RowWiseTables, Trained
 from mmoe_jax.training.shuffle import permutation
 from mmoe_jax.training.task_weighting import TaskWeighting
@@ -274,8 +275,12 @@ def make_train_epoch(
   devices: int = 1,
   axis_name: str | None = None,
   shuffle: bool = True,
-) -> Callable[[State, Batch, Array], tuple[State, TaskLosses]]:
+  lists: Sequence[ListColumns] = (),
+) -> Callable[..., tuple[State, TaskLosses]]:
   """Returns epoch(state, rows, key) -> (state, TaskLosses): a scan of steps over all rows.
+
+  A fourth argument, `capacities`, has the places of each list, see list_packing; by default lists
+  are padded.
 
   Row numbers are shuffled on the device. The last batch is filled up with rows from the beginning
   of the order, at weight 0: every row counts once in the loss, and shapes stay the same. Batch
@@ -287,26 +292,35 @@ def make_train_epoch(
     devices: number of devices that share a batch.
     axis_name: their axis, if there are several.
     shuffle: whether to draw a new order in each epoch.
+    lists: the list features.
   """
   share = batch_size // devices
 
-  def epoch(state: State, rows: Batch, key: Array) -> tuple[State, TaskLosses]:
+  def epoch(
+    state: State, rows: Batch, key: Array, capacities: Sequence[int] = ()
+  ) -> tuple[State, TaskLosses]:
     count = rows.labels.shape[0]
     steps = math.ceil(count / batch_size)
     shard = 0 if axis_name is None else jax.lax.axis_index(axis_name)
     slots_SxB = shard * share + batch_size * jnp.arange(steps)[:, None] + jnp.arange(share)[None]
-    order_N = permutation(fold_in(key, "shuffle"), count) if shuffle else jnp.arange(count)
-    rows_SxB = order_N[slots_SxB % count]
+    rows_SxB = order_rows(key, count, shuffle)[slots_SxB % count]
     is_real_SxB = slots_SxB < count
 
     def body(state: State, slots: tuple[Array, Array]) -> tuple[State, TaskLosses]:
       rows_B, is_real_B = slots
       batch = jax.tree.map(lambda a: a[rows_B], rows)
-      return step(state, batch._replace(weights=batch.weights * is_real_B), key)
+      features = pack_lists(batch.features, lists, capacities)
+      weights = batch.weights * is_real_B
+      return step(state, batch._replace(features=features, weights=weights), key)
 
     return jax.lax.scan(body, state, (rows_SxB, is_real_SxB))
 
   return epoch
+
+
+def order_rows(key: Array, count: int, shuffle: bool) -> Array:
+  """Returns the numbers of `count` rows in the order of an epoch with this key."""
+  return permutation(fold_in(key, "shuffle"), count) if shuffle else jnp.arange(count)
 
 
 def keep_best(state: State, value: Array, epoch: Array) -> State:

@@ -1,5 +1,7 @@
 """Row-wise updates: against dense updates, against NumPy in float64, and over several devices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +13,16 @@ from mmoe_jax import parallel
 from mmoe_jax.models import MMoE
 from mmoe_jax.models.embedding import Compression, table_layouts
 from mmoe_jax.training import optimizer, row_optimizer, row_updates
+from mmoe_jax.training.list_packing import ListColumns, make_capacities
 from mmoe_jax.training.losses import binary_cross_entropy
 from mmoe_jax.training.row_updates import RowWiseTables
-from mmoe_jax.training.step import Batch, init_state, make_train_epoch, make_train_step
+from mmoe_jax.training.step import (
+  Batch,
+  init_state,
+  make_train_epoch,
+  make_train_step,
+  order_rows,
+)
 from mmoe_jax.training.table_updates import sharded_leaves
 from mmoe_jax.training.task_weighting import create_task_weighting
 from tests import reference
@@ -22,6 +31,7 @@ SIZES, DIMS, LENGTHS = (40, 7, 300, 40), (4, 3, 4, 4), (1, 1, 1, 3)
 POOLINGS, SHARED = ("", "", "", "mean"), ("items", "", "", "items")
 COMPRESSED = (None, None, Compression("quotient_remainder", (10, 30)), None)
 KEY = jax.random.key(5)
+GROUPS = ("dense", "embedding")
 RATE = {"learning_rate": 0.1, "weight_decay": 0.0, "schedule": "cosine", "warmup_epochs": 0.5}
 ROWS, BATCH, EPOCHS = 203, 32, 3
 MODEL = MMoE(
@@ -35,6 +45,7 @@ MODEL = MMoE(
   experts=3,
   expert_hidden=(8,),
 )
+LISTS = (ListColumns(3, 3, 3),)
 LAYOUTS = table_layouts(SIZES, DIMS, LENGTHS, SHARED, COMPRESSED)
 SETTINGS = {
   "sgd": {"name": "sgd", **RATE},
@@ -60,7 +71,7 @@ def tables_of(settings, clip_norm=0.0, devices=1, axis_name=None, is_sharded=Fal
   return RowWiseTables(LAYOUTS, rows, std, clip_norm, devices, axis_name, is_sharded)
 
 
-def dense_optimizer(settings, clip_norm=0.0, groups=("dense", "embedding")):
+def dense_optimizer(settings, clip_norm=0.0, groups=GROUPS):
   dense = {"name": "adagrad", **RATE}
   settings = {"clip_norm": clip_norm, "dense": dense, "embedding": settings}
   return optimizer.create_optimizer(settings, 7, EPOCHS, groups)
@@ -72,12 +83,13 @@ def weighting_of(name):
   return create_task_weighting(settings, (1.0, 0.5), ("binary", "binary"), 7)
 
 
-def train(rows, tables, tx, weighting="static", variables=None, devices=None, spec=None):
-  """Returns the state after EPOCHS epochs, and the losses."""
+def train(rows, tables, tx, weighting="static", variables=None, devices=None, spec=None, places=()):
+  """Returns the state after EPOCHS epochs, and the losses; `places`: of the packed list."""
   devices = devices or parallel.Devices(1)
   weighting = weighting_of(weighting)
   step = make_train_step(MODEL, tx, weighting, binary_cross_entropy, 0.9, devices.axis_name, tables)
-  epoch = make_train_epoch(step, BATCH, devices.count, devices.axis_name)
+  epoch = make_train_epoch(step, BATCH, devices.count, devices.axis_name, lists=LISTS)
+  epoch = functools.partial(epoch, capacities=places)
   init = lambda key: init_state(
     key, MODEL, tx, weighting, rows.features, True, tables, variables=variables
   )
@@ -143,6 +155,55 @@ def test_the_bound_on_the_gradient_includes_rows():
   assert_same_training(by_rows, dense)
   unbound = train(rows, tables_of(settings), tx, variables=start(rows))
   assert np.abs(unbound[1] - by_rows[1]).max() > 1e-4
+
+
+def with_short_lists(rows, rng):
+  """Returns rows whose list has 0 to 3 values, the known ones first."""
+  ids = rows.features["ids"].copy()
+  ids[:, 3:6] = rng.integers(1, SIZES[3], (ROWS, 3))
+  ids[:, 3:6] *= np.arange(3) < rng.choice(4, ROWS, p=(0.5, 0.3, 0.1, 0.1))[:, None]
+  return rows._replace(features={**rows.features, "ids": ids})
+
+
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("placement", ["dense", "rows", "sharded"])
+def test_packed_lists_train_like_padded_ones(placement, devices):
+  rng = reference.fresh_rng()
+  rows, settings = with_short_lists(rows_of(rng), rng), SETTINGS["adagrad"]
+  is_sharded = placement == "sharded"
+  if is_sharded and devices == 1:
+    devices = 2
+  devices = parallel.Devices(devices)
+  tables = row_updates.DENSE_TABLES
+  if placement != "dense":
+    tables = tables_of(settings, 0.0, devices.count, devices.axis_name, is_sharded)
+  tx = dense_optimizer(settings, groups=("dense",) if placement != "dense" else GROUPS)
+  spec = (lambda shapes: sharded_leaves(shapes, is_sharded)) if placement != "dense" else None
+  capacities = make_capacities(LISTS, BATCH, devices.count, lambda key, n: order_rows(key, n, True))
+  ids = rows.features["ids"]
+  places = [capacities(ids, jax.random.fold_in(KEY, e)) for e in range(EPOCHS)]
+  (most,) = np.max(places, axis=0)
+  assert 0 < most < 3 * BATCH / devices.count
+  padded, packed = (
+    train(rows, tables, tx, "static", start(rows), devices, spec, p) for p in ((), (int(most),))
+  )
+  np.testing.assert_allclose(packed[1], padded[1], rtol=1e-4, atol=1e-5)
+  compare = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5)
+  jax.tree.map(compare, packed[0].params, padded[0].params)
+
+
+def test_places_are_those_of_the_fullest_batch():
+  rng = reference.fresh_rng()
+  rows = with_short_lists(rows_of(rng), rng)
+  ids = rows.features["ids"]
+  order = np.asarray(order_rows(KEY, ROWS, True))
+  order = np.concatenate([order, order[: -ROWS % BATCH]])  # Filled up from the beginning.
+  values = (ids[:, 3:6] > 0).sum(1)[order].reshape(-1, 2, BATCH // 2).sum(2)
+  for devices, most in ((1, values.sum(1).max()), (2, values.max())):
+    order_of = lambda key, count: order_rows(key, count, True)
+    (places,) = make_capacities(LISTS, BATCH, devices, order_of)(ids, KEY)
+    assert most <= places < 1.2 * most + 1
+  assert make_capacities((), BATCH, 1, order_of)(ids, KEY) == ()
 
 
 def numpy_step(name, table, state, rows, grads, rate, step):
