@@ -1,7 +1,7 @@
 """Config arguments, `census.py:ple,tasks=education+marital_stat`, and overrides of config keys."""
 
 import itertools
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,8 +10,10 @@ from ml_collections import ConfigDict
 from mmoe_jax.errors import UserError, did_you_mean, require
 
 
-def _is_number(value: Any) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any) -> bool:
+  """Returns whether a setting is a finite number that a float can hold; booleans are none."""
+  is_real = isinstance(value, int | float) and not isinstance(value, bool)
+  return is_real and abs(value) <= sys.float_info.max
 
 
 def _is_integer(value: Any) -> bool:
@@ -29,11 +31,11 @@ def _tuple_of(is_item: Callable[[Any], bool]) -> Callable[[Any], bool]:
 # Kind of value -> whether a value is one.
 _KINDS: dict[str, Callable[[Any], bool]] = {
   "a whole number": _is_integer,
-  "a number": _is_number,
+  "a number": is_number,
   "a string": _is_string,
   "True or False": lambda value: isinstance(value, bool),
   "a tuple of strings": _tuple_of(_is_string),
-  "a tuple of numbers": _tuple_of(_is_number),
+  "a tuple of numbers": _tuple_of(is_number),
   # Their keys depend on the model, the optimizer or the method, and are validated with it.
   "a ConfigDict of settings": lambda value: isinstance(value, ConfigDict),
   "a tuple of (key, range)": lambda value: isinstance(value, tuple | list | Mapping),

@@ -195,14 +195,7 @@ class Table:
       return _without_missing(rows, Factor(codes, distinct))
     if isinstance(values, list):
       markers = self.missing.get(column, ())
-      split = [
-        []
-        if v is None or (isinstance(v, str) and v.strip(SPACES) in markers)
-        else v.split(separator)
-        if isinstance(v, str)
-        else list(v)
-        for v in values
-      ]
+      split = [_values_of(value, separator, markers) for value in values]
       rows = np.repeat(np.arange(self.rows), [len(part) for part in split])
       return _without_missing(rows, _factor_list([v for part in split for v in part]))
     rows = np.asarray(pc.list_parent_indices(values))
@@ -242,6 +235,7 @@ class Table:
 
 def from_pandas(frame: pd.DataFrame, where: str = "the table") -> Table:
   """Converts a DataFrame; its index gives the lines of the rows."""
+  _require_distinct(list(map(str, frame.columns)), where)
   columns: dict[str, Any] = {}
   for name in frame.columns:
     try:
@@ -255,9 +249,16 @@ def from_arrow(
   table: pa.Table | pa.RecordBatch, where: str = "the table", first_line: int = 1, file: int = 0
 ) -> Table:
   """Converts an Arrow table; its first row has the line `first_line`."""
+  _require_distinct(table.schema.names, where)
   columns = {name: _combined(table.column(name)) for name in table.schema.names}
   lines = range(first_line, first_line + table.num_rows)
   return Table(columns, table.num_rows, where, lines, file=file)
+
+
+def _require_distinct(names: Sequence[str], where: str) -> None:
+  if len(set(names)) < len(names):
+    twice = next(name for name in names if names.count(name) > 1)
+    raise UserError(f"{where}: has the column '{twice}' twice; remove or rename one")
 
 
 def from_rows(rows: Sequence[Mapping[str, Any]], where: str = "the rows") -> Table:
@@ -303,6 +304,14 @@ def _is_list(kind: pa.DataType) -> bool:
   return any(
     check(kind) for check in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
   )
+
+
+def _values_of(value: Any, separator: str, markers: Sequence[str]) -> list[Any]:
+  """Returns the values of a cell of a multi-valued column: those of a list, or parts of a text."""
+  if isinstance(value, list | tuple | set | np.ndarray):
+    return list(value)
+  text = text_of(value)
+  return [] if text == MISSING or text in markers else text.split(separator)
 
 
 def _factor_list(values: Sequence[Any]) -> Factor:

@@ -8,6 +8,9 @@ import csv
 import difflib
 import gzip
 import io
+import itertools
+import os
+import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 
@@ -21,6 +24,8 @@ from mmoe_jax.errors import UserError, require, require_known
 
 _BLOCK = 1 << 22  # Bytes that are scanned at a time.
 _LONGEST_HEADER = 1 << 20
+_LONGEST_LINE = 1 << 24  # Parsing takes ten times as much memory; no table has such lines.
+_LEAST_FREE = 1 << 29  # Bytes of the disk that decompression leaves free.
 csv.field_size_limit(1 << 30)  # The library's limit is 131,072 characters.
 
 
@@ -77,6 +82,9 @@ def cut(path: str, start: int, size: int, target: int) -> list[tuple[int, int, i
 
   Returns:
     Start, end and number of the first line of each piece.
+
+  Raises:
+    UserError: for a piece that finds no line end.
   """
   lines = 1 + bool(start)
   if size - start <= target:
@@ -100,6 +108,11 @@ def cut(path: str, start: int, size: int, target: int) -> list[tuple[int, int, i
       quotes += block.count(b'"', done)
       lines += block.count(b"\n", done)
       at += len(block)
+      require(
+        at - begin < target + _LONGEST_LINE,
+        f"{path}: after line {first_line}, more than {_LONGEST_LINE >> 20} MiB without a line end "
+        "outside of quotes; is it a table, and is a quote not closed?",
+      )
   return [*pieces, (begin, size, first_line)] if begin < size else pieces
 
 
@@ -125,7 +138,23 @@ def parse(
     UserError: naming a line that has another number of columns.
   """
   table = _parse_fast(content, names, separator, plain)
-  return _parse_any(content, names, separator, path, first_line) if table is None else table
+  if table is not None:
+    return table
+  _require_short_lines(content, path, first_line)
+  return _parse_any(content, names, separator, path, first_line)
+
+
+def _require_short_lines(content: bytes, path: str, first_line: int) -> None:
+  at = 0
+  for line in itertools.count(first_line):
+    end = content.find(b"\n", at, at + _LONGEST_LINE)
+    if end < 0:
+      require(
+        len(content) - at < _LONGEST_LINE,
+        f"{path}, line {line}: is longer than {_LONGEST_LINE >> 20} MiB; is it a table?",
+      )
+      return
+    at = end + 1
 
 
 def _parse_fast(
@@ -169,6 +198,9 @@ def _parse_any(
   # An extra name catches lines with one column too many; missing columns come back empty.
   extra = "\0extra"
   with user_errors(path, names, first_line):
+    head = io.StringIO(content[:_LONGEST_HEADER].decode("utf-8", "replace"), newline="")
+    if len(next(csv.reader(head, delimiter=separator, skipinitialspace=True), [])) > len(names):
+      _require_columns(content, names, separator, path, first_line)  # pandas would print a warning.
     frame = pd.read_csv(
       io.BytesIO(content),
       names=[*names, extra],
@@ -198,6 +230,7 @@ def parse_good_rows(
   Returns:
     Their rows, the line of each, and line and fault of the others.
   """
+  _require_short_lines(content, path, first_line)
   text = content.decode("utf-8", "replace")
   reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
   good: list[list[str]] = []
@@ -254,12 +287,22 @@ def user_errors(path: str, columns: Sequence[str], first_line: int = 1) -> Itera
 
 
 def decompress(path: str, target: str) -> None:
-  """Decompresses a .gz file, local or remote, into a local file."""
+  """Decompresses a .gz file, local or remote, into a local file.
+
+  Raises:
+    UserError: if it is damaged, or would fill the disk.
+  """
   with (
     user_errors(path, ()),
     locations.open_input(path) as source,
     gzip.open(source) as file,
     open(target, "wb") as output,
   ):
+    folder = os.path.dirname(os.path.abspath(target))
     while block := file.read(_BLOCK):
       output.write(block)
+      require(
+        shutil.disk_usage(folder).free >= _LEAST_FREE,
+        f"{path}: decompressed, it does not fit on the disk of {folder}; free some space, or set "
+        "TMPDIR",
+      )

@@ -228,9 +228,11 @@ def _text_of(value):
 
 def _split(value, separator, missing):
   """Returns the texts of a multi-valued column, without missing ones."""
-  if value is None or (isinstance(value, str) and value.strip(_SPACES) in missing):
-    return []
-  parts = value.split(separator) if isinstance(value, str) else list(value)
+  if isinstance(value, (list, tuple, set, np.ndarray)):
+    parts = list(value)
+  else:
+    text = _text_of(value)
+    parts = [] if text in missing else text.split(separator)
   return [text for text in map(_text_of, parts) if text != MISSING]
 
 

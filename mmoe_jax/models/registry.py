@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from mmoe_jax.config import is_number
 from mmoe_jax.data import Schema
 from mmoe_jax.errors import UserError, did_you_mean, require, require_known
 from mmoe_jax.models import layers
@@ -264,8 +265,7 @@ def _check_value(key: str, value: Any, default: Any = None) -> None:
   if isinstance(default, bool | str):
     require(type(value) is type(default), f"{what} = {value!r}: must be like {default!r}")
     return
-  is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  require(is_number and math.isfinite(value), f"{what} = {value!r}: must be a number")
+  require(is_number(value), f"{what} = {value!r:.80}: must be a number")
   if key.endswith("dropout"):
     require(0 <= value < 1, f"{what} = {value}: must be a rate in [0, 1)")
   elif key.endswith("std"):

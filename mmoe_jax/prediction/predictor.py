@@ -172,7 +172,8 @@ def to_scores(tasks: Sequence[data.Task], logits_NxO: np.ndarray) -> dict[str, n
     z_NxC = logits_NxO[:, start : start + task.outputs]
     start += task.outputs
     if task.kind == "binary":
-      columns[task.name] = 1 / (1 + np.exp(-z_NxC[:, 0]))
+      with np.errstate(over="ignore"):  # Of infinity, the probability 0 is right.
+        columns[task.name] = 1 / (1 + np.exp(-z_NxC[:, 0]))
     elif task.kind == "regression":
       columns[task.name] = z_NxC[:, 0] * task.std + task.mean
     else:

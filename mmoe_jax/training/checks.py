@@ -4,14 +4,13 @@ Builders take validated settings and contain no checks, because their values may
 """
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mmoe_jax import data, models
-from mmoe_jax.config import check_structure, override
+from mmoe_jax.config import check_structure, is_number, override
 from mmoe_jax.errors import UserError, did_you_mean, require, require_known
 from mmoe_jax.evaluation import evaluate
 from mmoe_jax.training.optimizer import (
@@ -103,7 +102,7 @@ def check_optimizer(settings: Mapping[str, Any], epochs: int) -> None:
   """
   clip_norm = settings["clip_norm"]
   require(
-    _is_number(clip_norm) and clip_norm >= 0,
+    is_number(clip_norm) and clip_norm >= 0,
     f"config.optimizer.clip_norm = {clip_norm!r}: must be a number >= 0 (0 disables clipping)",
   )
   for group in GROUPS:
@@ -131,7 +130,7 @@ def _check_group(settings: dict[str, Any], where: str, epochs: int) -> None:
     if key == "schedule":
       require_known(value, SCHEDULES, f"{where}.schedule")
       continue
-    require(_is_number(value) and value >= 0, f"{where}.{key} = {value!r}: must be a number >= 0")
+    require(is_number(value) and value >= 0, f"{where}.{key} = {value!r}: must be a number >= 0")
     require(value < 3e38, f"{where}.{key} = {value!r}: must be a number below 3e38")
     if key in ("b1", "b2", "momentum"):
       require(value < 1, f"{where}.{key} = {value}: must be in [0, 1)")
@@ -162,9 +161,9 @@ def check_task_weighting(settings: Mapping[str, Any], base_weights: Sequence[flo
     if key not in keys:
       raise UserError(f"{where}.{key}: not a setting of '{name}'; {did_you_mean(key, keys)}")
     if key == "alpha":
-      require(_is_number(value) and value >= 0, f"{where}.{key} = {value}: must be a number >= 0")
+      require(is_number(value) and value >= 0, f"{where}.{key} = {value}: must be a number >= 0")
     else:
-      require(_is_number(value) and value > 0, f"{where}.{key} = {value}: must be a number above 0")
+      require(is_number(value) and value > 0, f"{where}.{key} = {value}: must be a number above 0")
   for key in keys:
     require(key in settings, f"{where}.{key} is missing; '{name}' needs {', '.join(keys)}")
   require(
@@ -230,15 +229,9 @@ def _check_task_weights(weights: Sequence[float], tasks: int) -> None:
     "task",
   )
   require(
-    all(map(_is_number, weights))
-    and all(w >= 0 for w in weights)
-    and (any(weights) or not weights),
+    all(map(is_number, weights)) and all(w >= 0 for w in weights) and (any(weights) or not weights),
     f"config.loss.task_weights = {tuple(weights)}: must be numbers >= 0, not all 0",
   )
-
-
-def _is_number(value: Any) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _value(config: Any, key: str) -> Any:

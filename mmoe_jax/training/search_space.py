@@ -11,13 +11,12 @@ Keys joined by `+` take the same value.
 """
 
 import ast
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import optuna
 
-from mmoe_jax.config import override
+from mmoe_jax.config import is_number, override
 from mmoe_jax.errors import UserError, require, require_known
 
 _EXAMPLE = '("model.expert_dropout", ("uniform", 0.0, 0.5))'
@@ -145,7 +144,7 @@ def _dimension(config: Any, name: str, keys: tuple[str, ...], spec: Any) -> Dime
     )
     return Dimension(name, keys, kind, (), options)
   require(
-    len(rest) == 2 and all(_is_number(v) for v in rest) and rest[0] <= rest[1],
+    len(rest) == 2 and all(is_number(v) for v in rest) and rest[0] <= rest[1],
     f"{where} = {spec!r}: must be ('{kind}', LEAST, GREATEST)",
   )
   is_integer = kind == "int"
@@ -166,10 +165,6 @@ def _dimension(config: Any, name: str, keys: tuple[str, ...], spec: Any) -> Dime
 _KIND_FOR = {float: "uniform, log or choice", int: "int or choice"}
 
 
-def _is_number(value: Any) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _value(config: Any, key: str) -> Any:
   override(config, {key: None})  # Raises UserError for an unknown key.
   for name in key.split("."):
@@ -180,7 +175,7 @@ def _value(config: Any, key: str) -> Any:
 def _as_in_config(where: str, current: Mapping[str, Any], option: Any) -> Any:
   """Returns an option in the type of the settings."""
   for key, value in current.items():
-    if isinstance(value, float) and _is_number(option):
+    if isinstance(value, float) and is_number(option):
       option = float(option)
     elif isinstance(value, tuple) and isinstance(option, list):
       option = tuple(option)
