@@ -185,6 +185,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.train.warm_start = ""  # Work directory of a run with the initial parameters.
   config.train.memory_gib = 0.0  # Larger train splits are streamed from disk; 0: no limit.
   config.train.devices = 0  # Number of devices; 0 for all.
+  # Of jsonl (always), tensorboard, csv, mlflow and wandb: see docs/usage.md.
+  config.train.trackers = "jsonl,tensorboard"
 
   config.select = ConfigDict()  # Selects the best epoch on validation rows.
   config.select.metric = "auc"  # Or log_loss, or another metric of all selected tasks.

@@ -71,6 +71,7 @@ KEYS = {
     "warm_start": "a string",
     "memory_gib": "a number",
     "devices": "a whole number",
+    "trackers": "a string",
   },
   "select": {
     "metric": "a string",

@@ -24,6 +24,7 @@ from mmoe_jax.training.optimizer import (
 )
 from mmoe_jax.training.row_optimizer import rowwise_adagrad
 from mmoe_jax.training.task_weighting import BALANCING, METHODS
+from mmoe_jax.workdir import tracking
 
 Override = Mapping[str, Any]
 _MAX_EPOCHS = 1_000_000
@@ -59,6 +60,7 @@ def check_config(config: Any, schema: data.Schema) -> None:
     patience >= 0,
     f"config.select.patience = {patience}: must be at least 0 (0 disables early stopping)",
   )
+  tracking.check(train.trackers)
   _check_task_weights(config.loss.task_weights, len(schema.tasks))
   check_task_weighting(config.loss.weighting, config.loss.task_weights)
   check_optimizer(config.optimizer, train.epochs)

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,10 +15,12 @@ from mmoe_jax.evaluation import evaluate
 from mmoe_jax.training import records, saving, table_updates, train_rows
 from mmoe_jax.training.run import Run, compile_run
 from mmoe_jax.training.step import State
-from mmoe_jax.workdir import checkpoint, contract, logs, progress
+from mmoe_jax.workdir import checkpoint, contract, logs, progress, tracking
 
 
-def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
+def train_and_evaluate(
+  config: Any, workdir: str, trackers: Sequence[tracking.Tracker] = ()
+) -> dict[str, Any]:
   """Trains by a config, then evaluates the best variables on every split.
 
   The state to start from is the first of these that exists:
@@ -32,6 +34,7 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
     config: settings as in configs/census.py.
     workdir: folder for config.json, schema.json, metrics.jsonl, TensorBoard events, checkpoints/
       and results.json.
+    trackers: trackers in addition to those in `config.train.trackers`.
 
   Returns:
     The content of results.json: metrics by name for each split, `best_epoch`, `epochs`,
@@ -56,13 +59,15 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
   with (
     contract.claim(workdir, config, schema, run.devices.count, is_first_host, data_digest) as ids,
     checkpoint.Checkpoints(workdir, belongs_to=ids) as checkpoints,
+    tracking.create(config.train.trackers, trackers, is_first_host) as tracked,
   ):
     restored = saving.restore(checkpoints, state)
     epoch, state, log_digest = restored or (0, state, None)
     if is_first_host:
       _print_summary(run, schema, workdir)
     held_out = run.place(evaluate.make_eval_batch(splits["validation"], all_views=False))
-    with logs.RunLog(workdir, epoch, config.train.epochs, is_first_host, True, log_digest) as log:
+    log_of = (workdir, epoch, config.train.epochs, tracked, is_first_host, True, log_digest)
+    with logs.RunLog(*log_of) as log:
       elapsed_before = log.records[-1].get("wall_seconds", 0.0) if log.records else 0.0
       while epoch < config.train.epochs and not _is_out_of_patience(state, epoch, config):
         epoch += 1
@@ -82,6 +87,7 @@ def train_and_evaluate(config: Any, workdir: str) -> dict[str, Any]:
     results = _summarise(run, state, epoch, log, is_first_host)
     results |= _evaluate_splits(run, saving.best_variables(checkpoints, epoch, state), splits)
     results["wall_seconds"] = elapsed_before + time.perf_counter() - start
+    tracked.end(results)
   if is_first_host:
     contract.write_results(workdir, results)
   return results

@@ -26,7 +26,7 @@ from mmoe_jax.training.learner import Assessment
 from mmoe_jax.training.population_mean import evaluate_mean
 from mmoe_jax.training.population_program import Population, Splits, compile_population, place
 from mmoe_jax.training.step import State, TaskLosses
-from mmoe_jax.workdir import checkpoint, contract, logs, progress
+from mmoe_jax.workdir import checkpoint, contract, logs, progress, tracking
 
 Array = jax.Array
 
@@ -41,6 +41,7 @@ def train_population(
   at_once: int = 0,
   report_on: Sequence[str] = data.SPLITS,
   verbose: bool = True,
+  trackers: Sequence[tracking.Tracker] = (),
 ) -> list[dict[str, Any]]:
   """Trains members together, then evaluates the best variables of each.
 
@@ -60,6 +61,8 @@ def train_population(
       parallel.Members.
     report_on: splits on which the best variables are evaluated; a search leaves out test rows.
     verbose: whether to show progress.
+    trackers: trackers in addition to those in `config.train.trackers`. A population is one tracked
+      run, with the means over its members.
 
   Returns:
     For each member the content of a run's results.json without its times, and `member`: its
@@ -78,11 +81,13 @@ def train_population(
   with (
     contract.claim(workdir, population.config, schema, 1, True, data_digest, members) as ids,
     checkpoint.Checkpoints(workdir, belongs_to=ids) as checkpoints,
+    tracking.create(config.train.trackers, trackers) as tracked,
   ):
     epoch, states, log_digest = _restore(checkpoints, population)
     if verbose:
       _print_summary(population, workdir)
-    with logs.RunLog(workdir, epoch, config.train.epochs, True, verbose, log_digest) as log:
+    log_of = (workdir, epoch, config.train.epochs, tracked, True, verbose, log_digest)
+    with logs.RunLog(*log_of) as log:
       last_record = log.records[-1] if log.records else {}
       elapsed_before = last_record.get("wall_seconds", 0.0)
       errors_M = {int(m): error for m, error in last_record.get("errors", {}).items()}
@@ -109,6 +114,7 @@ def train_population(
     if mean:
       summary["mean"] = mean
     summary["wall_seconds"] = elapsed_before + time.perf_counter() - start
+    tracked.end(summary)
   contract.write_results(workdir, summary)
   return results
 

@@ -27,7 +27,7 @@ from mmoe_jax.evaluation.tables import comma_separated, markdown
 from mmoe_jax.files import write_atomically, write_json
 from mmoe_jax.training import checks, population, search_space
 from mmoe_jax.training.search_study import Settings, draw, finished_trials, open_study, tell
-from mmoe_jax.workdir import contract
+from mmoe_jax.workdir import contract, tracking
 from mmoe_jax.workdir.progress import format_duration
 
 TRIALS_CSV = "trials.csv"
@@ -73,6 +73,11 @@ def run_search(
   require(
     not config.train.memory_gib,
     f"config.train.memory_gib = {config.train.memory_gib}: must be 0 for a search",
+  )
+  require(
+    set(tracking.parse(config.train.trackers)) <= set(tracking.parse(tracking.DEFAULT)),
+    f"config.train.trackers = '{config.train.trackers}': must be {tracking.DEFAULT} for a search, "
+    f"which writes {TRIALS_CSV}; track the best trial's run instead",
   )
   require(trials >= 1, f"--trials={trials}: must be at least 1")
   require(round_size >= 1, f"--round={round_size}: must be at least 1")

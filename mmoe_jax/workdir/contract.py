@@ -60,7 +60,7 @@ class _PopulationResults(TypedDict):
   wall_seconds: float
 
 
-_LOCATIONS = ("data_dir",)  # Keys that may change when a run resumes.
+_LOCATIONS = ("data_dir", "train.trackers")  # Keys that may change when a run resumes.
 # Keys that older runs do not have, with what they did. With row-wise updates, tables can move to
 # another number of devices.
 _ADDED = {
@@ -175,7 +175,8 @@ def digests_of(workdir: str) -> dict[str, str]:
 def require_free(workdir: str, path: str) -> None:
   """Raises UserError if a path is one of a work directory's own files."""
   name = os.path.relpath(os.path.realpath(path), os.path.realpath(workdir))
-  own = name in (CONFIG, SCHEMA, RESULTS, LOCK, "metrics.jsonl")
+  logs = ("metrics.jsonl", "metrics.csv", "trackers.json")
+  own = name in (CONFIG, SCHEMA, RESULTS, LOCK, *logs)
   require(
     not own and not name.startswith(f"{CHECKPOINTS}{os.sep}"),
     f"{path}: belongs to the run in {workdir}; use another file",

@@ -1,4 +1,4 @@
-"""Logs of training: metrics.jsonl and TensorBoard events."""
+"""Logs of training: the records of metrics.jsonl, progress, and calls of trackers."""
 
 import hashlib
 import json
@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
 import msgspec
-import tensorboardX
 
-from mmoe_jax.files import to_json, write_atomically
-from mmoe_jax.workdir.progress import Progress, mean
-
-METRICS_FILE = "metrics.jsonl"
+from mmoe_jax.files import to_json
+from mmoe_jax.workdir import tracking
+from mmoe_jax.workdir.progress import Progress
+from mmoe_jax.workdir.tracking.json_lines import METRICS_FILE
 
 
 class _Record(TypedDict):
@@ -76,7 +75,7 @@ def of_member(record: Mapping[str, Any], member: int) -> dict[str, Any]:
 
 
 class RunLog:
-  """Writes one record per epoch; a context manager.
+  """Passes one record per epoch to trackers and shows progress; a context manager.
 
   A resumed run drops the records after its checkpoint, so that no epoch is repeated.
 
@@ -89,6 +88,7 @@ class RunLog:
     workdir: str,
     first_epoch: int,
     epochs: int,
+    trackers: tracking.Trackers,
     writes: bool = True,
     verbose: bool = True,
     digest: str | None = None,
@@ -99,21 +99,18 @@ class RunLog:
       workdir: the work directory.
       first_epoch: number of finished epochs.
       epochs: number of epochs.
-      writes: whether to write files; otherwise records are only collected, as one host writes.
+      trackers: trackers, which are started; the caller ends them.
+      writes: whether to show and track; otherwise records are only collected, as one host writes.
       verbose: whether to show progress.
       digest: digest of the records up to `first_epoch`; None if unknown.
     """
     self.records = read_metrics(workdir, first_epoch)
     if writes:
       verify_metrics(workdir, self.records, digest)
-    self._writes = writes
+    self._writes, self._trackers = writes, trackers
     self._progress = Progress(first_epoch, epochs) if writes and verbose else None
-    if not writes:
-      return
-    path = os.path.join(workdir, METRICS_FILE)
-    write_atomically(path, "".join(to_json(record) + "\n" for record in self.records))
-    self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
-    self._events = tensorboardX.SummaryWriter(workdir, purge_step=first_epoch + 1)
+    if writes:
+      trackers.log_settings(tracking.TrackedRun(workdir, first_epoch, tuple(self.records)))
 
   def __enter__(self) -> "RunLog":
     return self
@@ -121,9 +118,6 @@ class RunLog:
   def __exit__(self, *_: Any) -> None:
     if self._progress is not None:
       self._progress.close()
-    if self._writes:
-      self._events.close()
-      self._file.close()
 
   def digest(self) -> str:
     """Returns the digest of all records so far."""
@@ -134,15 +128,11 @@ class RunLog:
 
     Args:
       record: `epoch`, and measurements by name: numbers, or lists over members, whose means are
-        shown and sent to TensorBoard.
+        shown and tracked.
     """
     self.records.append(dict(record))
     if not self._writes:
       return
-    self._file.write(to_json(record) + "\n")
-    self._file.flush()
-    for name, value in record.items():
-      if name != "epoch" and isinstance(value, int | float | list):
-        self._events.add_scalar(name, mean(value), record["epoch"])
+    self._trackers.log_metrics(record)
     if self._progress is not None:
       self._progress.update(record)

@@ -1,13 +1,23 @@
 """Logs: one record per epoch, complete lines, no repetition after resuming."""
 
+import contextlib
 import json
 import os
 
-from mmoe_jax.workdir import logs
+from mmoe_jax.workdir import logs, tracking
+
+
+@contextlib.contextmanager
+def open_log(workdir, first, last, **settings):
+  with (
+    tracking.create(tracking.DEFAULT) as trackers,
+    logs.RunLog(str(workdir), first, last, trackers, **settings) as log,
+  ):
+    yield log
 
 
 def write(workdir, first, last):
-  with logs.RunLog(str(workdir), first, last) as log:
+  with open_log(workdir, first, last) as log:
     for epoch in range(first + 1, last + 1):
       log.write({"epoch": epoch, "loss": 1 / epoch, "validation/a/auc": 0.5})
     return log.records
@@ -30,7 +40,7 @@ def test_resuming_drops_later_and_truncated_lines(tmp_path):
 
 
 def test_undefined_numbers_are_null(tmp_path):
-  with logs.RunLog(str(tmp_path), 0, 1) as log:
+  with open_log(tmp_path, 0, 1) as log:
     log.write({"epoch": 1, "loss": float("nan")})
   assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] is None
 
@@ -51,6 +61,6 @@ def test_without_a_terminal_each_epoch_is_one_line_on_standard_error(tmp_path, c
 
 
 def test_a_quiet_log_shows_no_progress(tmp_path, capfd):
-  with logs.RunLog(str(tmp_path), 0, 1, verbose=False) as log:
+  with open_log(tmp_path, 0, 1, verbose=False) as log:
     log.write({"epoch": 1, "loss": 1.0})
   assert capfd.readouterr() == ("", "")
