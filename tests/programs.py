@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from mmoe_jax import data
+from mmoe_jax.config import override
 from mmoe_jax.training import checks, table_updates
 from mmoe_jax.training.run import Run
 
@@ -31,13 +32,15 @@ def remember(compile_run: Callable[..., Run]) -> Callable[..., Run]:
       where = jax.tree.map(lambda a: a.sharding, run.state)
       known[key] = run, jax.tree.map(np.array, run.state), where
     run, start, where = known[key]
-    return run._replace(state=jax.device_put(start, where, may_alias=False))
+    config = override(run.config, {"train.trackers": config.train.trackers})
+    return run._replace(state=jax.device_put(start, where, may_alias=False), config=config)
 
   return compile_or_recall
 
 
 def _digest(config: Any, schema: data.Schema, split: data.Split) -> str:
   """Returns a digest of everything that the functions and the start of a run depend on."""
+  config = override(config, {"train.trackers": ""})
   settings = (config.to_json_best_effort(), repr(schema), table_updates.LARGE)
   digest = hashlib.sha256(repr(settings).encode())
   arrays = {**split.features, **split.slices, "labels": split.labels, "weights": split.weights}

@@ -107,12 +107,13 @@ def train_on_two_hosts(config, workdir, virtual_devices, **settings):
 def test_two_hosts_equal_one(prepared, tmp_path):
   config = host_config(prepared, "sgd")
   one = loop.train_and_evaluate(config, str(tmp_path / "one"))
-  outputs = train_on_two_hosts(config, tmp_path / "two", 1)
+  outputs = train_on_two_hosts(config, tmp_path / "two", 1, **{"train.trackers": "jsonl,csv"})
   assert ["income_50k" in text for text in outputs] == [True, False]  # Only the first prints.
   two = json.loads((tmp_path / "two" / "results.json").read_text())
   for task in ("income_50k", "marital_stat"):
     assert two["test"][f"{task}/auc"] == pytest.approx(one["test"][f"{task}/auc"], abs=1e-4)
   assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 1
+  assert len((tmp_path / "two" / "metrics.csv").read_text().splitlines()) == 2
 
 
 def test_tables_sharded_over_two_hosts_equal_those_of_one_device(prepared, tmp_path):

@@ -1,5 +1,6 @@
 """Population: each member equals its separate run."""
 
+import csv
 import json
 import types
 
@@ -16,6 +17,7 @@ from mmoe_jax.prediction.predictor import Predictor
 from mmoe_jax.training import loop, population
 from mmoe_jax.workdir import checkpoint, contract
 from tests.frames import read_frame
+from tests.workdir.tracking.test_trackers import Recorder
 
 pytestmark = pytest.mark.usefixtures("_shared_programs")
 
@@ -147,19 +149,30 @@ def test_members_differ_and_do_not_depend_on_their_neighbours_or_devices(config,
     assert_same_run(a, b)
 
 
-def test_each_member_stops_by_its_own_patience(config, tmp_path):
+def test_each_member_stops_by_its_own_patience_and_all_are_one_tracked_run(config, tmp_path):
+  config.train.trackers = "jsonl,csv"
   config.train.epochs, config.select.patience = 12, 2
   rates = (0.05, 3e-4)  # The first overfits 2,003 rows within an epoch.
   members = [
     {"optimizer.dense.learning_rate": r, "optimizer.embedding.learning_rate": r} for r in rates
   ]
-  results = together(config, members, tmp_path / "p")
+  own = Recorder()
+  results = together(config, members, tmp_path / "p", trackers=[own])
   assert results[0]["epochs"] == results[0]["best_epoch"] + 2 < results[1]["epochs"]
   alone = loop.train_and_evaluate(override(config, members[0]), str(tmp_path / "alone"))
   assert_same_run(results[0], alone)
   lines = [json.loads(x) for x in (tmp_path / "p" / "metrics.jsonl").read_text().splitlines()]
   assert lines[results[0]["epochs"]]["active"] == [False, True]
   assert lines[results[0]["epochs"]]["loss"][0] is None
+  assert own.calls[0] == ("settings", 0)
+  assert own.calls[1:-1] == [("metrics", line["epoch"]) for line in lines]
+  assert [member["epochs"] for member in own.calls[-1][1]["members"]] == [
+    result["epochs"] for result in results
+  ]
+  with open(tmp_path / "p" / "metrics.csv", encoding="utf-8", newline="") as file:
+    rows = list(csv.DictReader(file))
+  assert float(rows[0]["loss"]) == pytest.approx(sum(lines[0]["loss"]) / 2)
+  assert float(rows[-1]["loss"]) == lines[-1]["loss"][1]  # The one that still trains.
 
 
 def test_a_member_that_diverges_is_named_and_leaves_the_others_alone(config, tmp_path):

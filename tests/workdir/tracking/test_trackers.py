@@ -130,8 +130,13 @@ def test_a_failing_tracker_is_named_once_and_disabled(tmp_path, capfd, method):
 
 
 def test_a_full_disk_disables_tensorboard_without_waiting(tmp_path, capfd, monkeypatch):
+  calls, flush = [], event_file_writer.EventsWriter.flush
+
   def full(self):
-    raise OSError(errno.ENOSPC, "No space left on device")
+    calls.append(self)
+    if len(calls) == 2:
+      raise OSError(errno.ENOSPC, "No space left on device")
+    flush(self)
 
   monkeypatch.setattr(event_file_writer.EventsWriter, "flush", full)
   records = [{"epoch": e, "loss": 1.0} for e in range(1, 30)]
