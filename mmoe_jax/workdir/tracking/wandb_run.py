@@ -25,7 +25,8 @@ class WandbRun:
 
   W&B's variables (WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, …) are respected. A resumed run
   continues its W&B run: epochs that it has are not sent twice, those that it misses are sent from
-  metrics.jsonl. Offline, each process writes a folder for `wandb sync --append`.
+  metrics.jsonl. Offline, each process writes a folder with all epochs so far, because W&B saves
+  every 15 s and a kill loses the rest; the newest folder is complete.
   """
 
   def __init__(self):
@@ -39,7 +40,6 @@ class WandbRun:
       os.environ.setdefault(variable, value)
     import wandb
 
-    self._workdir = run.workdir
     saved = identities.read(run.workdir, _NAME)
     self._run = wandb.init(
       project=os.environ.get("WANDB_PROJECT") or _PROJECT,
@@ -51,9 +51,9 @@ class WandbRun:
       reinit="create_new",
       settings=wandb.Settings(console="off"),
     )
-    # A server reports the next step; offline, the last epoch is that of the earlier process.
-    self._epoch = saved.get("epoch", 0) if self._run.offline else max(0, self._run.step - 1)
-    self._save()
+    # The step is that of the next epoch at the server.
+    self._epoch = 0 if self._run.offline else max(0, self._run.step - 1)
+    identities.save(run.workdir, _NAME, {"id": self._run.id})
     where = self._run.dir if self._run.offline else self._run.url
     print(f"tracker {_NAME}: run {self._run.id} in {where}", file=sys.stderr)
     for record in run.records:
@@ -65,8 +65,6 @@ class WandbRun:
     if epoch > self._epoch:
       self._run.log(scalars(record) | {"epoch": epoch}, step=epoch)
       self._epoch = epoch
-      if self._run.offline:
-        self._save()
 
   def end(self, results: Mapping[str, Any] | None) -> None:
     """Sends the results and ends the W&B run."""
@@ -75,7 +73,3 @@ class WandbRun:
     if results is not None:
       self._run.summary.update(final_numbers(results))
     self._run.finish(exit_code=int(results is None))
-
-  def _save(self) -> None:
-    epoch = {"epoch": self._epoch} if self._run.offline else {}
-    identities.save(self._workdir, _NAME, {"id": self._run.id, **epoch})

@@ -4,6 +4,7 @@ import glob
 import os
 import struct
 import sys
+import time
 import types
 
 import pytest
@@ -100,23 +101,31 @@ def read_log(path):
       record = b""
 
 
-def read_wandb(workdir):
-  """Returns the history and the summary of each process's folder, in the order of processes."""
+def read_wandb(path):
+  """Returns the history and the summary in a file that W&B has finished."""
   from wandb.proto import wandb_internal_pb2
 
-  found = []
-  paths = glob.glob(f"{workdir}/wandb/offline-run-*/run-*.wandb")
-  for path in sorted(paths, key=os.path.getmtime):
-    history, summary = [], {}
-    for data in read_log(path):
-      record = wandb_internal_pb2.Record.FromString(data)
-      if record.HasField("history"):
-        items = {i.key or "/".join(i.nested_key): i.value_json for i in record.history.item}
-        history.append((int(items["epoch"]), float(items["loss"])))
-      for item in record.summary.update:
-        summary[item.key or "/".join(item.nested_key)] = item.value_json
-    found.append((os.path.basename(path), history, summary))
-  return found
+  history, summary = [], {}
+  for data in read_log(path):
+    record = wandb_internal_pb2.Record.FromString(data)
+    if record.HasField("history"):
+      items = {i.key or "/".join(i.nested_key): i.value_json for i in record.history.item}
+      history.append((int(items["epoch"]), float(items["loss"])))
+    for item in record.summary.update:
+      summary[item.key or "/".join(item.nested_key)] = item.value_json
+    if record.HasField("exit"):
+      return history, summary
+  return None
+
+
+def wait_for_wandb(workdir):
+  """Returns the content of each process's file, which W&B's service writes a little later."""
+  paths = sorted(glob.glob(f"{workdir}/wandb/offline-run-*/run-*.wandb"))
+  deadline = time.monotonic() + 30
+  while None in (found := [read_wandb(path) for path in paths]):
+    assert time.monotonic() < deadline
+    time.sleep(0.1)
+  return [os.path.basename(path) for path in paths], found
 
 
 def test_wandb_continues_the_run_and_has_each_epoch_once(workdir, monkeypatch, capfd):
@@ -124,10 +133,11 @@ def test_wandb_continues_the_run_and_has_each_epoch_once(workdir, monkeypatch, c
   monkeypatch.setenv("WANDB_MODE", "offline")
   write(workdir, "jsonl,wandb", records(1, 2))
   write(workdir, "jsonl,wandb", records(2, 3), epoch=1, results=RESULTS)
-  (name, first, _), (same, second, summary) = read_wandb(workdir)
-  assert name == same == f"run-{identities.read(str(workdir), 'wandb')['id']}.wandb"
+  names, [(first, _), (second, summary)] = wait_for_wandb(workdir)
+  assert names == [f"run-{identities.read(str(workdir), 'wandb')['id']}.wandb"] * 2
   assert first == [(1, 1.0), (2, 0.5)]
-  assert second == [(3, pytest.approx(1 / 3))]
+  # The newest folder is complete: W&B may not have saved all of the earlier one before a kill.
+  assert second == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
   assert summary["results/test/a/auc"] == "0.75"
   assert "failed" not in capfd.readouterr().err
 

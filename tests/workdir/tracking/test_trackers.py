@@ -15,7 +15,7 @@ from tensorboardX import event_file_writer
 
 from mmoe_jax.errors import UserError
 from mmoe_jax.workdir import contract, logs, tracking
-from mmoe_jax.workdir.tracking import TrackedRun, identities
+from mmoe_jax.workdir.tracking import TrackedRun, identities, tensorboard
 
 RECORDS = [
   {"epoch": 1, "loss": 0.5, "gates/similarity/a~b": 0.25, "warnings": {"gates": ["same"]}},
@@ -138,6 +138,7 @@ def test_a_full_disk_disables_tensorboard_without_waiting(tmp_path, capfd, monke
       raise OSError(errno.ENOSPC, "No space left on device")
     flush(self)
 
+  monkeypatch.setattr(tensorboard, "_FLUSH_SECONDS", 0.0)
   monkeypatch.setattr(event_file_writer.EventsWriter, "flush", full)
   records = [{"epoch": e, "loss": 1.0} for e in range(1, 30)]
   write(tmp_path, "jsonl,tensorboard", records)
