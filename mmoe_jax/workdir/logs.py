@@ -108,9 +108,9 @@ class RunLog:
     if writes:
       verify_metrics(workdir, self.records, digest)
     self._writes, self._trackers = writes, trackers
-    self._progress = Progress(first_epoch, epochs) if writes and verbose else None
     if writes:
       trackers.log_settings(tracking.TrackedRun(workdir, first_epoch, tuple(self.records)))
+    self._progress = Progress(first_epoch, epochs) if writes and verbose else None
 
   def __enter__(self) -> "RunLog":
     return self
