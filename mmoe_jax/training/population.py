@@ -61,8 +61,7 @@ def train_population(
       parallel.Members.
     report_on: splits on which the best variables are evaluated; a search leaves out test rows.
     verbose: whether to show progress.
-    trackers: trackers in addition to those in `config.train.trackers`. A population is one tracked
-      run, with the means over its members.
+    trackers: trackers in addition to `config.train.trackers`, of the means over members.
 
   Returns:
     For each member the content of a run's results.json without its times, and `member`: its
@@ -74,9 +73,7 @@ def train_population(
   start = time.perf_counter()
   check_structure(config)
   require(at_once >= 0, f"--at_once={at_once}: must be at least 0")
-  data_digest = ""
-  if schema is None or splits is None:
-    data_digest, schema, splits = _load(config)
+  data_digest, schema, splits = _load(config, schema, splits)
   population = compile_population(config, members, schema, splits, at_once)
   with (
     contract.claim(workdir, population.config, schema, 1, True, data_digest, members) as ids,
@@ -88,9 +85,7 @@ def train_population(
       _print_summary(population, workdir)
     log_of = (workdir, epoch, config.train.epochs, tracked, True, verbose, log_digest)
     with logs.RunLog(*log_of) as log:
-      last_record = log.records[-1] if log.records else {}
-      elapsed_before = last_record.get("wall_seconds", 0.0)
-      errors_M = {int(m): error for m, error in last_record.get("errors", {}).items()}
+      elapsed_before, errors_M = _read_last(log.records)
       active_M = _find_active(population, states, epoch, errors_M)
       while epoch < config.train.epochs and any(active_M):
         epoch += 1
@@ -110,17 +105,19 @@ def train_population(
     _save(checkpoints, epoch, population, states, log.digest())
     results = _evaluate(population, states, errors_M, workdir, save_logits, report_on)
     mean = evaluate_mean(population, schema, states, errors_M, report_on)
-    summary = _summarise(results, population, states, log.records)
-    if mean:
-      summary["mean"] = mean
+    summary = _summarise(results, mean, population, states, log.records)
     summary["wall_seconds"] = elapsed_before + time.perf_counter() - start
     tracked.end(summary)
   contract.write_results(workdir, summary)
   return results
 
 
-def _load(config: Any) -> tuple[str, data.Schema, Splits]:
-  """Verifies and loads the data that all members share."""
+def _load(
+  config: Any, schema: data.Schema | None, splits: Splits | None
+) -> tuple[str, data.Schema, Splits]:
+  """Verifies and loads the data that all members share, unless data are given."""
+  if schema is not None and splits is not None:
+    return "", schema, splits
   data_digest = data.verify(config.data_dir)
   schema, splits = data.load(
     config.data_dir, **config.data, budget=data.memory_budget(config.train.memory_gib)
@@ -137,6 +134,13 @@ def _restore(
   if restored is None:
     return 0, population.states, None
   return restored.epoch, population.placement.shard(restored.item), restored.log
+
+
+def _read_last(epoch_records: Sequence[Mapping[str, Any]]) -> tuple[float, dict[int, str]]:
+  """Returns the elapsed seconds and the members' errors at the last of the records."""
+  last = epoch_records[-1] if epoch_records else {}
+  errors_M = {int(m): error for m, error in last.get("errors", {}).items()}
+  return last.get("wall_seconds", 0.0), errors_M
 
 
 def _print_summary(population: "Population", workdir: str) -> None:
@@ -260,6 +264,7 @@ def _add_training(
 
 def _summarise(
   results: list[dict[str, Any]],
+  mean: Mapping[str, Any],
   population: Population,
   states: State,
   epoch_records: Sequence[Mapping[str, Any]],
@@ -270,4 +275,5 @@ def _summarise(
   _add_training(results, best_epochs_M, epoch_records)
   rates = [record["rows_per_second"] for record in epoch_records]
   speed = float(np.median(rates or [0.0]))
-  return {"members": results, "train_rows": population.train_rows, "rows_per_second": speed}
+  summary = {"members": results, "train_rows": population.train_rows, "rows_per_second": speed}
+  return summary | ({"mean": mean} if mean else {})
