@@ -240,7 +240,7 @@ def from_pandas(frame: pd.DataFrame, where: str = "the table") -> Table:
   for name in frame.columns:
     try:
       columns[str(name)] = _combined(pa.array(frame[name], from_pandas=True))
-    except (pa.ArrowInvalid, pa.ArrowTypeError):  # Mixed types.
+    except (pa.ArrowException, OverflowError, UnicodeError):  # Mixed types, or no Arrow values.
       columns[str(name)] = list(frame[name])
   return Table(columns, len(frame), where, np.asarray(frame.index))
 

@@ -275,10 +275,16 @@ def _read_parquet(piece: Piece, columns: Sequence[str]) -> Iterator[Table]:
   wanted = [name for name in schema.names if name in columns] if columns else None
   with _open_parquet(piece.path, texts) as file:
     groups = list(range(piece.start, piece.end))
+    expected = sum(file.metadata.row_group(group).num_rows for group in groups)
     line = piece.first_line
     for batch in file.iter_batches(BATCH, groups, wanted, use_threads=True):
+      batch.validate(full=True)  # A damaged file may have codes beyond a dictionary.
       yield from_arrow(batch, piece.name, line, piece.file)
       line += batch.num_rows
+    found = line - piece.first_line
+    require(
+      found == expected > 0, f"{piece.name}: damaged: has {found:,} rows where it says {expected:,}"
+    )
 
 
 @contextlib.contextmanager

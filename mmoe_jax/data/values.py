@@ -22,6 +22,8 @@ SPACES = " \t\r\n\v\f\xa0"
 def text_of(value: Any) -> str:
   """Returns a value as text, see the module's docstring."""
   if isinstance(value, str):
+    if not value.isascii():
+      value = value.encode("utf-8", "replace").decode()  # JSON may hold half of a character.
     return value.strip(SPACES)
   if value is None or value is pd.NaT or value is pd.NA:
     return MISSING

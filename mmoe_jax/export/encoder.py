@@ -208,6 +208,8 @@ class _LargeVocabulary:
 def _text_of(value):
   """Returns a value as text: shortest digits of numbers, no spaces around texts."""
   if isinstance(value, str):
+    if not value.isascii():
+      value = value.encode("utf-8", "replace").decode()  # JSON may hold half of a character.
     return value.strip(_SPACES)
   if value is None or type(value).__name__ in ("NaTType", "NAType"):
     return MISSING
