@@ -3,6 +3,7 @@
 #
 #   ./run.sh [--config.KEY=VALUE …]     prepares the data, trains, evaluates
 #   ./run.sh test [PYTEST ARGUMENT …]   runs the tests, on the CPU
+#   ./run.sh docs                       builds the documentation site in docs/_build/html
 #
 # Environment:
 #   CONFIG    config file, with its argument if any         (configs/census.py)
@@ -36,6 +37,13 @@ fi
 
 if [ "${1:-}" = test ]; then
   exec "$python" -m pytest "${@:2}"
+fi
+
+if [ "${1:-}" = docs ]; then
+  "$python" -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+  rm -rf docs/_build
+  JAX_PLATFORMS=cpu "$python" -m sphinx -q -W --keep-going -b html -d docs/_build/pages docs docs/_build/html
+  exec "$python" -m docs.extension.check_links docs/_build/html
 fi
 
 if [ "${SMOKE:-0}" = 1 ]; then

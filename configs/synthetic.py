@@ -6,8 +6,7 @@
 14,818 parameters. Expected mean squared error, mean of both tasks on test rows: 0.17, 0.15 and 0.15
 for a correlation of 0.5, 0.9 and 1 (means of 200 runs; 90 % are within about 0.1). Labels are not
 standardised: their variance is 1.19, the noise's 0.01. The paper's figure 4 has about 0.08 for
-  each,
-on an unknown scale.
+each, on an unknown scale.
 
 The task correlation belongs to the data: prepare another folder for another one, and pass it as
 --config.data_dir.
