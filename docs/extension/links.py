@@ -9,9 +9,6 @@ import os
 import re
 from typing import Any
 
-from docutils import nodes
-from sphinx.transforms.post_transforms import SphinxPostTransform
-
 from docs.extension.pages import PACKAGES, ROOT
 
 # Documents outside docs/ -> the page that includes them.
@@ -69,22 +66,3 @@ def module_of(path: str) -> str | None:
     if is_ours and os.path.isfile(os.path.join(ROOT, candidate)):
       return candidate[:-3].replace("/", ".")
   return None
-
-
-class LinkPaths(SphinxPostTransform):
-  """Makes a path of a module in backquotes a link to its source, if the site shows it."""
-
-  default_priority = 900
-  formats = ("html",)
-
-  def run(self, **kwargs: Any) -> None:
-    """Replaces literals by references."""
-    del kwargs
-    shown = getattr(self.env, "_viewcode_modules", {})
-    for literal in list(self.document.findall(nodes.literal)):
-      module = module_of(literal.astext())
-      if not module or not shown.get(module) or isinstance(literal.parent, nodes.reference):
-        continue
-      source = f"_modules/{module.replace('.', '/')}"
-      uri = self.app.builder.get_relative_uri(self.env.docname, source)
-      literal.replace_self(nodes.reference("", "", literal.deepcopy(), refuri=uri))
