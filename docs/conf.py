@@ -17,6 +17,7 @@ extensions = [
   "docs.extension",
 ]
 exclude_patterns = ["_build"]
+smartquotes = False  # They would turn the dashes of flags into one.
 suppress_warnings = ["config.cache"]
 
 html_theme = "furo"

@@ -14,7 +14,7 @@ PACKAGES = ("mmoe_jax", "configs", "data_prep", "studies", "benchmarks")
 
 
 class Flag(NamedTuple):
-  """Flag of a command: its name, its default as source text, its help."""
+  """Flag of a command: its name, its default as source text or `required`, its help."""
 
   name: str
   default: str
@@ -50,18 +50,26 @@ def commands() -> dict[str, str]:
 
 def flags(path: str) -> list[Flag]:
   """Returns the flags that a file defines by absl, --config included."""
-  return list(_flags(ast.parse(_read(path))))
+  calls = [node for node in ast.walk(ast.parse(_read(path))) if isinstance(node, ast.Call)]
+  calls = [call for call in calls if isinstance(call.func, ast.Attribute)]
+  needed = set()
+  for call in calls:
+    if call.func.attr in ("mark_flag_as_required", "mark_flags_as_required"):
+      names = ast.literal_eval(call.args[0])
+      needed |= {names} if isinstance(names, str) else set(names)
+  found = [flag for call in calls for flag in _flags(call)]
+  return [flag._replace(default="required") if flag.name in needed else flag for flag in found]
 
 
-def _flags(tree: ast.AST) -> Iterator[Flag]:
-  for call in ast.walk(tree):
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
-      continue
-    if call.func.attr == "define_config":
-      yield Flag("config", "None", "FILE.py or FILE.py:ARG; --config.KEY=VALUE overrides.")
-    elif call.func.attr.startswith("DEFINE_"):
-      name, default, text = call.args[:3]
-      yield Flag(ast.literal_eval(name), ast.unparse(default), ast.literal_eval(text))
+def _flags(call: ast.Call) -> Iterator[Flag]:
+  """Yields the flag that a call of a method defines, if it does."""
+  if call.func.attr == "define_config":
+    yield Flag("config", "None", "FILE.py or FILE.py:ARG; --config.KEY=VALUE overrides.")
+  elif call.func.attr.startswith("DEFINE_"):
+    name, default, text = call.args[:3]
+    is_required = any(k.arg == "required" for k in call.keywords)
+    shown = "required" if is_required else ast.unparse(default)
+    yield Flag(ast.literal_eval(name), shown, ast.literal_eval(text))
 
 
 def _modules(match: re.Match[str]) -> str:
@@ -88,7 +96,8 @@ def _commands(match: re.Match[str]) -> str:
     purpose = title.partition(": python")[0].rstrip(".:")
     lines += [f"### {module}\n", f"{purpose}.\n", "| flag | default | meaning |", "|---|---|---|"]
     for flag in found:
-      default = "" if flag.default in ("None", "''", "[]") else f"`{flag.default}`"
+      default = f"`{flag.default}`".replace("`required`", "required")
+      default = "" if flag.default in ("None", "''", "[]") else default
       lines.append(f"| `--{flag.name}` | {default} | {flag.help.replace('|', chr(92) + '|')} |")
     lines.append("")
   return "\n".join(lines)

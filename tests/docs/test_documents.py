@@ -140,5 +140,6 @@ def test_a_name_that_does_not_exist_is_found():
 
 def test_flags_are_read_from_the_code():
   found = pages.flags(pages.commands()["mmoe_jax.population"])
+  assert [flag.default for flag in found] == ["required", "required", "1", "[]", "0"]
   assert [flag.name for flag in found] == ["config", "workdir", "seeds", "vary", "at_once"]
   assert found[2] == ("seeds", "1", "Seeds per setting, from config.seed up.")
