@@ -160,3 +160,12 @@ def test_servers_are_asked_on_their_port_for_a_path_that_exists():
     assert container[probe]["httpGet"] == {"path": "/health", "port": 8000}
   (variable,) = container["env"]
   assert f"--token_variable={variable['name']}" in container["args"]
+
+
+def test_the_image_copies_files_that_exist_and_are_sent_to_the_builder():
+  with open(os.path.join(FOLDER, "Dockerfile"), encoding="utf-8") as file:
+    sources = [line.split()[1] for line in file if line.startswith("COPY")]
+  with open(os.path.join(FOLDER, "Dockerfile.dockerignore"), encoding="utf-8") as file:
+    sent = [line.strip()[1:] for line in file if line.startswith("!")]
+  assert all(os.path.exists(os.path.join(ROOT, source)) for source in sources)
+  assert {source.split("/")[0] for source in sources} == set(sent)
