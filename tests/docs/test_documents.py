@@ -12,12 +12,14 @@ import pytest
 
 from configs import census, census_demo, synthetic
 from docs.extension import pages
+from examples import own_model
 from mmoe_jax.config import KEYS
 from mmoe_jax.training import optimizer, row_optimizer
 from tests import ROOT
 
 FOLDERS = (
   "docs",
+  "examples",
   "mmoe_jax",
   "configs",
   "data_prep",
@@ -57,7 +59,7 @@ def known_keys() -> set[str]:
   arguments = [f"{model},weighting=static" for model in census.MODELS]
   arguments += [f"mmoe,weighting={name}" for name in census.WEIGHTINGS]
   configs = [census.get_config(argument) for argument in arguments]
-  configs += [census_demo.get_config(), synthetic.get_config()]
+  configs += [census_demo.get_config(), synthetic.get_config(), own_model.get_config()]
   keys = set(flatten(KEYS)).union(*(flatten(config.to_dict()) for config in configs))
   functions = [*optimizer.DIRECTIONS.values(), optimizer.ftrl, row_optimizer.rowwise_adagrad]
   for group, function in itertools.product(optimizer.GROUPS, functions):
@@ -126,6 +128,21 @@ def test_keys_files_and_commands_of_a_document_exist(path):
   assert missing_paths(text, path) == []
   modules = pages.commands()
   assert [wrong for words in commands(text) for wrong in wrong_words(words, modules)] == []
+
+
+def test_code_that_pages_include_is_there():
+  found = []
+  for path in DOCUMENTS:
+    pattern = r"```\{literalinclude\} (\S+)\n((?::.*\n)*)"
+    for name, options in re.findall(pattern, read(path)):
+      code = read(os.path.normpath(os.path.join(os.path.dirname(path), name)))
+      found.append(name)
+      for option, value in re.findall(r":([a-z-]+): (.*)", options):
+        if option in ("start-at", "end-before"):
+          assert value in code, (path, value)
+        elif option == "pyobject":
+          assert re.search(rf"^ *(def|class) {value.split('.')[-1]}\b", code, re.M), (path, value)
+  assert len(found) > 10
 
 
 def test_a_name_that_does_not_exist_is_found():
