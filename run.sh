@@ -42,7 +42,8 @@ fi
 if [ "${1:-}" = docs ]; then
   "$python" -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
   rm -rf docs/_build
-  JAX_PLATFORMS=cpu "$python" -m sphinx -q -W --keep-going -b html -d docs/_build/pages docs docs/_build/html
+  JAX_PLATFORMS=cpu "$python" -m sphinx -q -W --keep-going -b html -d docs/_build/pages \
+    docs docs/_build/html
   exec "$python" -m docs.extension.check_links docs/_build/html
 fi
 
