@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -62,10 +63,13 @@ def test_a_path_names_a_module():
 
 
 def test_every_package_has_a_page():
-  packages = {os.path.dirname(path) for path in glob.glob(f"{ROOT}/mmoe_jax/*/__init__.py")}
-  names = {os.path.basename(path) for path in packages}
-  found = {os.path.basename(path)[:-3] for path in glob.glob(f"{ROOT}/docs/api/*.md")}
-  assert names <= found
+  found = set()
+  for path in glob.glob(f"{ROOT}/docs/api/*.md"):
+    with open(path, encoding="utf-8") as file:
+      found |= set(re.findall("<!-- modules: (.*) -->", file.read()))
+  inits = glob.glob(f"{ROOT}/mmoe_jax/**/__init__.py", recursive=True)
+  packages = {os.path.relpath(os.path.dirname(path), ROOT).replace("/", ".") for path in inits}
+  assert packages <= found
   assert "mmoe_jax.training.step" in pages.modules("mmoe_jax.training")
 
 
