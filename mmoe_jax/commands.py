@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from mmoe_jax.errors import UserError, describe
+from mmoe_jax.workdir import preemption
 
 flags.disclaim_key_flags()  # --help shows --config among the command's own flags.
 
@@ -32,8 +33,9 @@ def run(main: Callable[[list[str]], None], resumes: bool = False) -> None:
   """Runs a command like absl's `app.run`, with one clear line for errors that users can correct.
 
   Wrong flags and configs, UserError, OSError (missing file, no permission, full disk), too little
-  memory and a JAX that cannot start print `error: …` on standard error and exit with status 2; an
-  interrupt exits with 130. Other errors are bugs and keep their traceback.
+  memory and a JAX that cannot start print `error: …` on standard error and exit with status 2.
+  Other errors are bugs and keep their traceback. SIGINT exits with 130; a command that resumes
+  handles it, and SIGTERM, as workdir/preemption.py describes, and exits with 75.
 
   Args:
     main: function of the command line's remaining arguments, called after flags are parsed. It
@@ -63,12 +65,14 @@ def run(main: Callable[[list[str]], None], resumes: bool = False) -> None:
       if text is None:
         raise
       _fail(UserError(text))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, preemption.Preempted):
       end()
 
   def end() -> NoReturn:
     _print(f"\ninterrupted; {'the same command resumes' if resumes else 'ended'}")
-    os._exit(130)  # Saving threads must not delay a Ctrl-C.
+    _leave_hosts()
+    # Saving threads must not delay a Ctrl-C.
+    os._exit(preemption.EXIT_STATUS if resumes else 130)
 
   def report(lost: Any) -> None:
     # Python discards errors in a callback of the garbage collector, where JAX has one.
@@ -77,7 +81,10 @@ def run(main: Callable[[list[str]], None], resumes: bool = False) -> None:
     sys.__unraisablehook__(lost)
 
   sys.unraisablehook = report
-  signal.signal(signal.SIGINT, _interrupt)
+  if resumes:
+    preemption.handle_signals()
+  else:
+    signal.signal(signal.SIGINT, _interrupt)
   app.run(guarded, flags_parser=parse)
 
 
@@ -87,6 +94,13 @@ def _interrupt(*_: Any) -> NoReturn:
   timer.daemon = True
   timer.start()
   raise KeyboardInterrupt
+
+
+def _leave_hosts() -> None:
+  """Leaves the other hosts of a job, which would take a process that just ends for a lost one."""
+  jax = sys.modules.get("jax")
+  if jax is not None and jax.distributed.is_initialized():
+    jax.distributed.shutdown()
 
 
 def _explain(error: Exception) -> str | None:

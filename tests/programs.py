@@ -9,7 +9,7 @@ import numpy as np
 
 from mmoe_jax import data
 from mmoe_jax.config import override
-from mmoe_jax.training import checks, table_updates
+from mmoe_jax.training import checks, table_updates, train_rows
 from mmoe_jax.training.run import Run
 
 
@@ -41,7 +41,8 @@ def remember(compile_run: Callable[..., Run]) -> Callable[..., Run]:
 def _digest(config: Any, schema: data.Schema, split: data.Split) -> str:
   """Returns a digest of everything that the functions and the start of a run depend on."""
   config = override(config, {"train.trackers": ""})
-  settings = (config.to_json_best_effort(), repr(schema), table_updates.LARGE)
+  limits = (table_updates.LARGE, train_rows.SEGMENT_STEPS)
+  settings = (config.to_json_best_effort(), repr(schema), limits)
   digest = hashlib.sha256(repr(settings).encode())
   arrays = {**split.features, **split.slices, "labels": split.labels, "weights": split.weights}
   for name, array in sorted(arrays.items()):

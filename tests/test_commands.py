@@ -115,7 +115,7 @@ def test_an_interrupt_is_one_line_at_any_time(prepared, tmp_path, wait_for):
       time.sleep(1.5)  # While libraries are imported.
     process.send_signal(signal.SIGINT)
     rest = process.stderr.read()
-  assert process.returncode == 130
+  assert process.returncode == 75
   assert "Traceback" not in rest
   assert rest.strip().endswith("interrupted; the same command resumes")
   assert os.path.exists(tmp_path / "w") == bool(wait_for)
@@ -140,6 +140,6 @@ commands.run(main, resumes=True)
   done = subprocess.run(
     words, cwd=ROOT, env=environment(), text=True, capture_output=True, check=False
   )
-  assert done.returncode == 130
+  assert done.returncode == 75
   assert done.stderr.strip() == "interrupted; the same command resumes"
   assert done.stdout == ""

@@ -7,6 +7,7 @@ classes here.
 
 from mmoe_jax.parallel.devices import AXIS, Devices
 from mmoe_jax.parallel.hosts import (
+  any_host,
   describe_devices,
   device_count,
   initialize,
@@ -22,6 +23,7 @@ __all__ = [
   "AXIS",
   "Devices",
   "Members",
+  "any_host",
   "cpu_options",
   "describe_devices",
   "device_count",

@@ -43,6 +43,8 @@ def initialize() -> None:
 
 def _join(**numbers: int) -> None:
   """Joins the hosts of a job."""
+  # Its handler of SIGTERM would replace that of workdir/preemption.py.
+  jax.config.update("jax_enable_preemption_service", False)
   try:
     jax.distributed.initialize(**numbers)
   # jax raises errors of these types for wrong addresses and numbers, and without a cluster.
@@ -84,6 +86,11 @@ def max_over_hosts(numbers: np.ndarray) -> np.ndarray:
   if jax.process_count() == 1:
     return numbers
   return multihost_utils.process_allgather(numbers).max(0)
+
+
+def any_host(condition: bool) -> bool:
+  """Returns whether a condition holds on any host; all hosts must call it."""
+  return bool(max_over_hosts(np.array(condition, np.int32)))
 
 
 def describe_devices(devices: Sequence[Any]) -> str:

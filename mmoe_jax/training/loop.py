@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,10 @@ from mmoe_jax.config import check_structure
 from mmoe_jax.errors import require
 from mmoe_jax.evaluation import evaluate
 from mmoe_jax.training import records, saving, table_updates, train_rows
-from mmoe_jax.training.run import Run, compile_run
-from mmoe_jax.training.step import State
-from mmoe_jax.workdir import checkpoint, contract, logs, progress, tracking
+from mmoe_jax.training.run import Run, compile_run, concatenate
+from mmoe_jax.training.step import State, TaskLosses
+from mmoe_jax.workdir import checkpoint, contract, logs, preemption, progress, tracking
+from mmoe_jax.workdir.unfinished import Unfinished
 
 
 def train_and_evaluate(
@@ -25,8 +26,8 @@ def train_and_evaluate(
 
   The state to start from is the first of these that exists:
 
-  1. the last checkpoint in the work directory: the run resumes, and ends with parameters that are
-     bitwise identical, on a CPU, to those of an uninterrupted run;
+  1. the last save in the work directory, after an epoch or within one: the run resumes, and ends
+     with parameters that are bitwise identical, on a CPU, to those of an uninterrupted run;
   2. the best variables of the run in `config.train.warm_start`;
   3. random parameters.
 
@@ -43,6 +44,7 @@ def train_and_evaluate(
 
   Raises:
     UserError: for impossible settings or data, and for a loss that is not finite.
+    Preempted: after saving, if a signal asks to stop, see workdir/preemption.py.
   """
   start = time.perf_counter()
   check_structure(config)
@@ -57,40 +59,109 @@ def train_and_evaluate(
     state = _warm_start(run, schema)
   is_first_host = parallel.is_first_host()
   with (
+    preemption.deferred(),
     contract.claim(workdir, config, schema, run.devices.count, is_first_host, data_digest) as ids,
     checkpoint.Checkpoints(workdir, belongs_to=ids) as checkpoints,
     tracking.create(config.train.trackers, trackers, is_first_host) as tracked,
   ):
-    restored = saving.restore(checkpoints, state)
-    epoch, state, log_digest = restored or (0, state, None)
+    epoch, state, log_digest, unfinished = _restore(checkpoints, run, state)
     if is_first_host:
       _print_summary(run, schema, workdir)
     held_out = run.place(evaluate.make_eval_batch(splits["validation"], all_views=False))
     log_of = (workdir, epoch, config.train.epochs, tracked, is_first_host, True, log_digest)
     with logs.RunLog(*log_of) as log:
-      elapsed_before = log.records[-1].get("wall_seconds", 0.0) if log.records else 0.0
+      elapsed_before = _elapsed(unfinished, log)
+      wall_seconds = lambda: elapsed_before + time.perf_counter() - start
+
+      def save_unfinished(part: Unfinished) -> None:
+        # Losses that are not finite end the run, and are not saved.
+        records.mean_losses(TaskLosses(**part.losses), part.epoch + 1, tasks)
+        part = part._replace(wall_seconds=wall_seconds(), log=log.digest())
+        saving.save_unfinished(checkpoints, part)
+
       while epoch < config.train.epochs and not _is_out_of_patience(state, epoch, config):
-        epoch += 1
-        epoch_start = time.perf_counter()
-        state, losses = run.train_epoch(state, epoch)
-        seconds = time.perf_counter() - epoch_start
+        state, losses, seconds = _train_epoch(run, state, epoch, unfinished, save_unfinished)
+        epoch, unfinished = epoch + 1, None
         state, assessment = run.assess(state, held_out, np.int32(epoch))
         record = records.describe_epoch(epoch, losses, jax.device_get(assessment), config, tasks)
         log.write(
           {"epoch": epoch, **record, "seconds": seconds}
           | {"rows_per_second": run.rows.count / seconds}
-          | {"wall_seconds": elapsed_before + time.perf_counter() - start}
+          | {"wall_seconds": wall_seconds()}
         )
-        if saving.is_due(state, epoch, config.checkpoint.every_epochs):
+        must_stop = _must_stop()
+        if must_stop or saving.is_due(state, epoch, config.checkpoint.every_epochs):
           saving.save(checkpoints, epoch, state, log.digest())
+        if must_stop:
+          raise preemption.Preempted
     saving.save(checkpoints, epoch, state, log.digest())
     results = _summarise(run, state, epoch, log, is_first_host)
     results |= _evaluate_splits(run, saving.best_variables(checkpoints, epoch, state), splits)
-    results["wall_seconds"] = elapsed_before + time.perf_counter() - start
+    results["wall_seconds"] = wall_seconds()
     tracked.end(results)
   if is_first_host:
     contract.write_results(workdir, results)
   return results
+
+
+def _restore(
+  checkpoints: checkpoint.Checkpoints, run: Run, state: State
+) -> tuple[int, State, str | None, Unfinished | None]:
+  """Returns finished epochs, state and digest of the log to start from, and an epoch in hand."""
+  unfinished = saving.restore_unfinished(checkpoints, state, run.segments)
+  if unfinished is not None:
+    return unfinished.epoch, unfinished.state, unfinished.log, unfinished._replace(state=None)
+  return *(saving.restore(checkpoints, state) or (0, state, None)), None
+
+
+def _train_epoch(
+  run: Run,
+  state: State,
+  epoch: int,
+  unfinished: Unfinished | None,
+  save: Callable[[Unfinished], None],
+) -> tuple[State, TaskLosses, float]:
+  """Trains an epoch, or its rest.
+
+  Args:
+    run: the run.
+    state: the state before.
+    epoch: number of finished epochs.
+    unfinished: what is done of this one.
+    save: saves a state within the epoch.
+
+  Returns:
+    The state after it, the losses of all its steps, and its training time in seconds.
+
+  Raises:
+    Preempted: after saving, if a signal asks to stop.
+  """
+  losses = saving.losses_of(unfinished)
+  done, seconds = (unfinished.steps, unfinished.seconds) if unfinished else (0, 0.0)
+  rows_before = {segment.start: segment.rows for segment in run.segments}
+  start = time.perf_counter() - seconds
+  for trained, segment_losses in run.train_segments(state, epoch + 1, done):
+    state = trained
+    losses.append(segment_losses)
+    done += len(segment_losses.losses)
+    if done < run.rows.steps and _must_stop():
+      seconds = time.perf_counter() - start
+      so_far = concatenate(losses)._asdict()
+      save(Unfinished(epoch, done, rows_before[done], state, so_far, seconds))
+      raise preemption.Preempted
+  return state, concatenate(losses), time.perf_counter() - start
+
+
+def _elapsed(unfinished: Unfinished | None, log: logs.RunLog) -> float:
+  """Returns the time of the run in earlier processes, in seconds."""
+  if unfinished is not None:
+    return unfinished.wall_seconds
+  return log.records[-1].get("wall_seconds", 0.0) if log.records else 0.0
+
+
+def _must_stop() -> bool:
+  """Returns whether a signal asks any host to stop; all hosts must call it."""
+  return parallel.any_host(preemption.requested())
 
 
 def _print_summary(run: Run, schema: data.Schema, workdir: str) -> None:
@@ -114,6 +185,8 @@ def _evaluate_splits(
     splits = {**splits, "train": run.rows.sample}
     results["notes"]["train"] = f"measured on a random sample of {len(run.rows.sample):,} rows"
   for name, split in splits.items():
+    if _must_stop():
+      raise preemption.Preempted
     batch = run.place(evaluate.make_eval_batch(split))
     metrics = jax.device_get(run.evaluate(variables, batch))
     evaluate.add_metrics(results, name, metrics)

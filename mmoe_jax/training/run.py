@@ -1,7 +1,7 @@
 """Compiled run: what the training loop, tests and benchmarks call."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ from mmoe_jax.evaluation import evaluate
 from mmoe_jax.models import layers
 from mmoe_jax.training import checks, list_packing, table_updates, train_rows
 from mmoe_jax.training.learner import Assessment, Learner, create_learner
-from mmoe_jax.training.step import Best, State, TaskLosses, fold_in, order_rows
+from mmoe_jax.training.step import Batch, Best, State, TaskLosses, fold_in, order_rows
 
 Array = jax.Array
 
@@ -23,6 +23,9 @@ class Run(NamedTuple):
   Attributes:
     state: state before the first step, on the devices. Training donates it.
     train_epoch: (state, epoch) -> (state, TaskLosses (S, T) on the host).
+    train_segments: (state, epoch, steps of the epoch that are done) -> iterator of (state,
+      TaskLosses) after each of its other segments.
+    segments: the segments of an epoch.
     assess: (state, held-out EvalBatch, epoch) -> (state, Assessment).
     evaluate: (variables, EvalBatch) -> metrics by name.
     learner: the pure functions that were compiled.
@@ -36,6 +39,8 @@ class Run(NamedTuple):
 
   state: State
   train_epoch: Callable[[State, int], tuple[State, TaskLosses]]
+  train_segments: Callable[[State, int, int], Iterator[tuple[State, TaskLosses]]]
+  segments: list[train_rows.Segment]
   assess: Callable[[State, evaluate.EvalBatch, Any], tuple[State, Assessment]]
   evaluate: Callable[[Any, evaluate.EvalBatch], dict[str, Array]]
   learner: Learner
@@ -76,38 +81,58 @@ def compile_run(config: Any, schema: data.Schema, split: data.Split | data.Store
     devices.count,
     lambda key, count: order_rows(key, count, config.train.shuffle),
   )
-
+  segments = train_rows.segments(rows, config.train.batch_size)
+  shapes = {len(shape.weights): shape for shape in rows.shapes}
+  place_number = lambda number: devices.replicate(np.array(number, np.int32))
   programs: dict[Any, Callable[..., Any]] = {}
 
-  def program_for(state: Any, rows_of_block: Any, block_key: Array, places: Any) -> Callable:
-    """Returns the program for a size of block and places of lists, compiled once."""
-    which = len(rows_of_block.weights), places
+  def program_for(
+    state: Any, rows_of_block: Any, block_key: Array, steps: int, places: Any
+  ) -> Callable:
+    """Returns the program for a size of block, a number of steps and places of lists."""
+    which = len(rows_of_block.weights), steps, places
     if which not in programs:
-      epoch = functools.partial(learner.epoch, capacities=places) if places else learner.epoch
-      programs[which] = devices.compile(epoch, state, rows_of_block, block_key, spec)
+      train = functools.partial(_train_segment, learner, steps, places)
+      arguments = (state, (rows_of_block, place_number(0)), block_key)
+      programs[which] = devices.compile(train, *arguments, spec)
     return programs[which]
 
-  # A streamed epoch ends with a shorter block. Places of lists depend on the epoch.
-  for shape in () if lists else rows.shapes:
-    program_for(state, shape, key, ())
+  # The last block, and the last segment of one, may be shorter. Places of lists depend on the epoch.
+  sizes = dict.fromkeys((rows.block_rows[s.block], s.steps) for s in segments)
+  for count, steps in () if lists else sizes:
+    program_for(state, shapes[count], key, steps, ())
   best_of = parallel.jit(lambda *arguments: _best_of(learner, *arguments))
 
   def assess(state: State, held_out: evaluate.EvalBatch, epoch: Any) -> tuple[State, Assessment]:
     best, assessment = best_of(state, held_out, epoch)
     return state.replace(best=best), assessment
 
+  def train_segments(state: State, epoch: int, done: int = 0) -> Iterator[tuple[State, TaskLosses]]:
+    by_block: dict[int, list[train_rows.Segment]] = {}
+    for segment in segments:
+      if segment.start >= done:
+        by_block.setdefault(segment.block, []).append(segment)
+    blocks = rows.blocks(epoch, min(by_block))
+    for block, (numbers, batch) in zip(by_block, blocks, strict=True):
+      block_key = fold_in(key, "epoch", epoch, *numbers)
+      places = capacities_of(batch.features["ids"], block_key)
+      for segment in by_block[block]:
+        program = program_for(state, batch, block_key, segment.steps, places)
+        state, losses = program(state, (batch, place_number(segment.first)), block_key)
+        yield state, jax.device_get(losses)
+
   def train_epoch(state: State, epoch: int) -> tuple[State, TaskLosses]:
     losses = []
-    for block, batch in rows.blocks(epoch):
-      block_key = fold_in(key, "epoch", epoch, *block)
-      places = capacities_of(batch.features["ids"], block_key)
-      state, block_losses = program_for(state, batch, block_key, places)(state, batch, block_key)
-      losses.append(jax.device_get(block_losses))
-    return state, jax.tree.map(lambda *a: np.concatenate(a), *losses)
+    for trained, segment_losses in train_segments(state, epoch):
+      state = trained
+      losses.append(segment_losses)
+    return state, concatenate(losses)
 
   return Run(
     state=state,
     train_epoch=train_epoch,
+    train_segments=train_segments,
+    segments=segments,
     assess=assess,
     evaluate=parallel.jit(learner.evaluate),
     learner=learner,
@@ -118,6 +143,23 @@ def compile_run(config: Any, schema: data.Schema, split: data.Split | data.Store
     start_from=lambda variables: devices.init(learner.init, spec, key, one_row, variables),
     parameters=layers.parameter_count(jax.eval_shape(learner.model.init, key, one_row)["params"]),
   )
+
+
+def concatenate(losses: Sequence[TaskLosses]) -> TaskLosses:
+  """Returns the losses of consecutive steps as one."""
+  return jax.tree.map(lambda *a: np.concatenate(a), *losses)
+
+
+def _train_segment(
+  learner: Learner,
+  steps: int,
+  places: Sequence[int],
+  state: State,
+  rows_and_first: tuple[Batch, Array],
+  key: Array,
+) -> tuple[State, TaskLosses]:
+  rows, first = rows_and_first
+  return learner.epoch(state, rows, key, places, first, steps)
 
 
 def _best_of(

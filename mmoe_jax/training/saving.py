@@ -4,13 +4,16 @@ A run with row-wise updates does not hold a second copy of its tables: the best 
 the checkpoint of the best epoch (workdir/checkpoint.py).
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 from mmoe_jax.models.embedding import TABLES
-from mmoe_jax.training.step import State
+from mmoe_jax.training.step import State, TaskLosses
+from mmoe_jax.training.train_rows import Segment
 from mmoe_jax.workdir.checkpoint import Checkpoints
+from mmoe_jax.workdir.unfinished import Unfinished
 
 
 def has_tables_apart(state: State) -> bool:
@@ -53,12 +56,43 @@ def restore(checkpoints: Checkpoints, state: State) -> tuple[int, State, str | N
   restored = checkpoints.restore_state(*_like(state))
   if restored is None:
     return None
-  rest, tables = restored.item
-  rest = rest.replace(
-    params={**rest.params, TABLES: tables},
-    opt_state=rest.opt_state._replace(slots=state.opt_state.slots),
-  )
-  return restored.epoch, rest, restored.log
+  return restored.epoch, _join(*restored.item, state), restored.log
+
+
+def save_unfinished(checkpoints: Checkpoints, unfinished: Unfinished) -> None:
+  """Saves a whole state within an epoch, and waits until it is complete."""
+  state = unfinished.state
+  if has_tables_apart(state):
+    rest, tables = _split(state)
+    best_epoch = int(state.best.epoch)
+    unfinished = unfinished._replace(state=rest, tables=tables, best_epoch=best_epoch)
+  checkpoints.unfinished.save(unfinished)
+
+
+def restore_unfinished(
+  checkpoints: Checkpoints, state: State, segments: Sequence[Segment]
+) -> Unfinished | None:
+  """Restores the whole state within an epoch that was saved last; None without.
+
+  Args:
+    checkpoints: where to look.
+    state: a state with the structure, shapes and devices to restore to.
+    segments: the segments of an epoch.
+  """
+  starts = {segment.start: segment.rows for segment in segments}
+  if not has_tables_apart(state):
+    return checkpoints.unfinished.restore(state, None, starts)
+  rest_like, _, tables_like = _like(state)
+  found = checkpoints.unfinished.restore(rest_like, tables_like, starts)
+  if found is None:
+    return None
+  checkpoints.keep_best_tables(found.best_epoch)
+  return found._replace(state=_join(found.state, found.tables, state), tables=None)
+
+
+def losses_of(unfinished: Unfinished | None) -> list[TaskLosses]:
+  """Returns the losses of the steps that are done."""
+  return [] if unfinished is None else [TaskLosses(**unfinished.losses)]
 
 
 def best_variables(checkpoints: Checkpoints, epoch: int, state: State) -> Any:
@@ -86,6 +120,14 @@ def _split(state: State) -> tuple[State, dict[str, jax.Array]]:
   rest = {name: value for name, value in state.params.items() if name != TABLES}
   opt_state = state.opt_state._replace(slots={})
   return state.replace(params=rest, opt_state=opt_state), state.params[TABLES]
+
+
+def _join(rest: State, tables: Mapping[str, jax.Array], like: State) -> State:
+  """Returns the state of which `_split` gave the parts, with the empty slots of `like`."""
+  return rest.replace(
+    params={**rest.params, TABLES: tables},
+    opt_state=rest.opt_state._replace(slots=like.opt_state.slots),
+  )
 
 
 def _like(state: State) -> tuple[Any, Any, Any]:

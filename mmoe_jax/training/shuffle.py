@@ -13,7 +13,7 @@ _ROUNDS = 8
 _FEW = 1024  # Up to here sorting is cheap, and the network is not uniform over so few numbers.
 
 
-def permutation(key: Array, n: int) -> Array:
+def permutation(key: Array, n: int, places: Array | None = None) -> Array:
   """Returns a random order of n rows: a keyed bijection of {0, …, n − 1}.
 
   A Feistel network is a bijection for any round function, and costs a few operations per row. This
@@ -26,16 +26,18 @@ def permutation(key: Array, n: int) -> Array:
   Args:
     key: random key.
     n: number of rows, from 1 to 2^30.
+    places: places of the order to compute, of any shape; None for all n.
 
   Returns:
-    (n,) int32, a permutation.
+    int32: the rows at these places; for all places a permutation.
 
   References:
     Black, Rogaway: Ciphers with Arbitrary Finite Domains. CT-RSA 2002.
   """
+  places = jnp.arange(n) if places is None else places
   if n < _FEW:
-    return jax.random.permutation(key, n)
-  return permute(key, n, jnp.arange(n, dtype=jnp.uint32)).astype(jnp.int32)
+    return jax.random.permutation(key, n)[places]
+  return permute(key, n, places.astype(jnp.uint32)).astype(jnp.int32)
 
 
 def permute(key: Array, n: int, numbers: Array) -> Array:

@@ -279,8 +279,9 @@ def make_train_epoch(
 ) -> Callable[..., tuple[State, TaskLosses]]:
   """Returns epoch(state, rows, key) -> (state, TaskLosses): a scan of steps over all rows.
 
-  A fourth argument, `capacities`, has the places of each list, see list_packing; by default lists
-  are padded.
+  Further arguments: `capacities` has the places of each list, see list_packing; by default lists
+  are padded. With `first` and `steps` it takes these steps of the same epoch, from number `first`,
+  so that an epoch can be several calls.
 
   Row numbers are shuffled on the device. The last batch is filled up with rows from the beginning
   of the order, at weight 0: every row counts once in the loss, and shapes stay the same. Batch
@@ -297,13 +298,19 @@ def make_train_epoch(
   share = batch_size // devices
 
   def epoch(
-    state: State, rows: Batch, key: Array, capacities: Sequence[int] = ()
+    state: State,
+    rows: Batch,
+    key: Array,
+    capacities: Sequence[int] = (),
+    first: int | Array = 0,
+    steps: int | None = None,
   ) -> tuple[State, TaskLosses]:
     count = rows.labels.shape[0]
-    steps = math.ceil(count / batch_size)
+    steps = math.ceil(count / batch_size) if steps is None else steps
     shard = 0 if axis_name is None else jax.lax.axis_index(axis_name)
-    slots_SxB = shard * share + batch_size * jnp.arange(steps)[:, None] + jnp.arange(share)[None]
-    rows_SxB = order_rows(key, count, shuffle)[slots_SxB % count]
+    steps_S = first + jnp.arange(steps)
+    slots_SxB = shard * share + batch_size * steps_S[:, None] + jnp.arange(share)[None]
+    rows_SxB = order_rows(key, count, shuffle, slots_SxB % count)
     is_real_SxB = slots_SxB < count
 
     def body(state: State, slots: tuple[Array, Array]) -> tuple[State, TaskLosses]:
@@ -318,9 +325,18 @@ def make_train_epoch(
   return epoch
 
 
-def order_rows(key: Array, count: int, shuffle: bool) -> Array:
-  """Returns the numbers of `count` rows in the order of an epoch with this key."""
-  return permutation(fold_in(key, "shuffle"), count) if shuffle else jnp.arange(count)
+def order_rows(key: Array, count: int, shuffle: bool, places: Array | None = None) -> Array:
+  """Returns the numbers of `count` rows in the order of an epoch with this key.
+
+  Args:
+    key: key of the epoch.
+    count: number of rows.
+    shuffle: whether the order is random.
+    places: places of the order, of any shape; None for all.
+  """
+  if shuffle:
+    return permutation(fold_in(key, "shuffle"), count, places)
+  return jnp.arange(count) if places is None else places
 
 
 def keep_best(state: State, value: Array, epoch: Array) -> State:

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,7 +18,26 @@ from mmoe_jax.training import checks
 from mmoe_jax.training.step import Batch
 
 STRIP = 256  # Consecutive rows on disk that are read together and stay in one block.
+SEGMENT_STEPS = 256  # At most, between two points where training may stop.
 _HELD = 4  # Blocks in memory: in training, ready, being read, and the sample.
+
+
+class Segment(NamedTuple):
+  """Consecutive steps of an epoch that are one call; training may stop before each.
+
+  Attributes:
+    start: number of steps of the epoch before it.
+    rows: number of rows of the epoch before it.
+    block: number of its block of rows.
+    first: number of its first step in the block.
+    steps: number of steps.
+  """
+
+  start: int
+  rows: int
+  block: int
+  first: int
+  steps: int
 
 
 class Resident:
@@ -27,6 +46,7 @@ class Resident:
   Attributes:
     count: number of train rows N.
     steps: number of steps per epoch.
+    block_rows: number of rows of each block.
     sample: rows on which metrics of the train split are measured: all of them.
     shapes: arrays, or shapes, that `blocks` yields.
   """
@@ -35,13 +55,14 @@ class Resident:
     """Places the rows on the devices."""
     self.count = len(split)
     self.steps = steps_per_epoch(config, self.count)
+    self.block_rows = [self.count]
     self.sample = split
     self._rows = devices.replicate(make_batch(split, config))
     self.shapes = [self._rows]  # Arrays, because pmap over several hosts takes no shapes.
 
-  def blocks(self, epoch: int) -> Iterator[tuple[tuple[int, ...], Batch]]:
-    """Yields the blocks of an epoch: numbers to fold into its random key, and the rows."""
-    del epoch
+  def blocks(self, epoch: int, first: int = 0) -> Iterator[tuple[tuple[int, ...], Batch]]:
+    """Yields the block of an epoch: numbers to fold into its random key, and the rows."""
+    del epoch, first
     yield (), self._rows
 
 
@@ -55,6 +76,7 @@ class Streamed:
   Attributes:
     count: number of train rows N.
     steps: number of steps per epoch.
+    block_rows: number of rows of each block.
     sample: R rows, drawn like a block, on which metrics of the train split are measured.
     shapes: the shapes that `blocks` yields: of full blocks and of the last one.
   """
@@ -88,21 +110,22 @@ class Streamed:
     blocks = math.ceil(self.steps / fitting)
     block_rows = math.ceil(self.steps / blocks) * batch_size
     self._bounds = [*range(0, self.count, block_rows), self.count]
+    self.block_rows = [end - start for start, end in itertools.pairwise(self._bounds)]
     self._split, self._schema, self._config, self._devices = split, schema, config, devices
     self.sample = self._read(self._strip_order(0), 0)
     full = _shape_of(devices.replicate(make_batch(self.sample, config)))
-    sizes = {end - start for start, end in itertools.pairwise(self._bounds)}
     self.shapes = [
-      jax.tree.map(lambda a, n=n: a.update(shape=(n, *a.shape[1:])), full) for n in sizes
+      jax.tree.map(lambda a, n=n: a.update(shape=(n, *a.shape[1:])), full)
+      for n in set(self.block_rows)
     ]
 
-  def blocks(self, epoch: int) -> Iterator[tuple[tuple[int, ...], Batch]]:
-    """Yields the blocks of an epoch: numbers to fold into its random key, and the rows."""
+  def blocks(self, epoch: int, first: int = 0) -> Iterator[tuple[tuple[int, ...], Batch]]:
+    """Yields the blocks of an epoch from block `first`: numbers as in Resident, and the rows."""
     order = self._strip_order(epoch)
-    count = len(self._bounds) - 1
+    count = len(self.block_rows)
     with ThreadPoolExecutor(1) as reader:
-      ahead: Future = reader.submit(self._place, order, 0)
-      for block in range(count):
+      ahead: Future = reader.submit(self._place, order, first)
+      for block in range(first, count):
         rows = ahead.result()
         if block + 1 < count:
           ahead = reader.submit(self._place, order, block + 1)
@@ -146,6 +169,20 @@ def make_batch(split: data.Split, config: Any) -> Batch:
 def steps_per_epoch(config: Any, rows: int) -> int:
   """Returns the number of steps per epoch over that many rows."""
   return math.ceil(rows / config.train.batch_size)
+
+
+def segments(rows: Resident | Streamed, batch_size: int) -> list[Segment]:
+  """Returns the segments of an epoch: those of a block have about equal lengths."""
+  found: list[Segment] = []
+  start = rows_before = 0
+  for block, count in enumerate(rows.block_rows):
+    steps = math.ceil(count / batch_size)
+    length = math.ceil(steps / math.ceil(steps / SEGMENT_STEPS))
+    for first in range(0, steps, length):
+      before = (start + first, rows_before + first * batch_size)
+      found.append(Segment(*before, block, first, min(length, steps - first)))
+    start, rows_before = start + steps, rows_before + count
+  return found
 
 
 def _shape_of(rows: Batch) -> Batch:

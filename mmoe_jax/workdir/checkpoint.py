@@ -1,4 +1,4 @@
-"""Checkpoints, by orbax; no other module imports it.
+"""Checkpoints of finished epochs, by orbax, which this module and `items` import only.
 
 `checkpoints/EPOCH/` holds three items that are written together: `state`, from which training
 resumes; `best`, the variables with the best validation metric so far; and `manifest`: the epoch,
@@ -9,13 +9,9 @@ Large embedding tables are a fourth item, `tables`, and neither in `state` nor i
 ones are those of the checkpoint of the best epoch, which is kept as well.
 """
 
-import contextlib
-import gc
 import logging
 import os
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,10 +19,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
-from mmoe_jax import digests
-from mmoe_jax.errors import SaveError, UserError, require
-from mmoe_jax.workdir.array_digests import digest_arrays
+from mmoe_jax.errors import UserError
 from mmoe_jax.workdir.contract import CHECKPOINTS, saved_epochs
+from mmoe_jax.workdir.items import DamagedError, Reader, to_save, user_errors, warn
+from mmoe_jax.workdir.unfinished import UnfinishedEpoch
 
 KEPT = 2
 _TABLES = "embedding"  # The part of a model's parameters that the item `tables` holds.
@@ -45,10 +41,6 @@ class Restored(NamedTuple):
   epoch: int
   item: Any
   log: str | None
-
-
-class _DamagedError(Exception):
-  """A checkpoint cannot be read, or its arrays are not those that were saved."""
 
 
 def read_arrays(workdir: str, item: str = "state") -> dict[str, np.ndarray]:
@@ -70,6 +62,9 @@ class Checkpoints:
 
   Saving copies the arrays to the host and writes in the background, to a folder that is renamed
   when it is complete: a kill at any time leaves the previous checkpoint intact.
+
+  Attributes:
+    unfinished: state within an epoch.
   """
 
   def __init__(
@@ -100,7 +95,8 @@ class Checkpoints:
       raise UserError(f"{self._directory}: must be a folder of checkpoints, not a file")
     # orbax logs each error that is raised here as well.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    self._reader = Reader(workdir, self._belongs_to)
+    self.unfinished = UnfinishedEpoch(workdir, self._reader, self._belongs_to)
     self._manager = None
     if not read_only:
       options = ocp.CheckpointManagerOptions(
@@ -113,27 +109,14 @@ class Checkpoints:
 
   def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
     try:
-      with self._user_errors():
+      with user_errors(self._directory):
         if self._manager is not None:
           self._manager.close()
+          self.unfinished.discard_finished()
         self._reader.close()
     except UserError:
       if kind is None:  # Otherwise the first error is the one to report.
         raise
-
-  @contextlib.contextmanager
-  def _user_errors(self) -> Iterator[None]:
-    """Turns orbax' and tensorstore's errors for a full or missing disk into SaveError."""
-    try:
-      yield
-    except (ValueError, OSError) as error:
-      text = str(error)
-      is_full = "RESOURCE_EXHAUSTED" in text or "No space left" in text
-      reason = "no space left on the disk" if is_full else _first_line(error)
-      raise SaveError(
-        f"{self._directory}: cannot save ({reason}); free some space, and the same command "
-        "resumes from the previous checkpoint"
-      ) from error
 
   def save(
     self,
@@ -159,32 +142,29 @@ class Checkpoints:
     """
     if epoch in self._manager.all_steps() and epoch not in self._damaged:
       return
-    content = {
-      "epoch": epoch,
-      "items": {"state": digest_arrays(state), "best": digest_arrays(best)},
-      "in_parts": True,
-      "belongs_to": self._belongs_to,
-      "log": log,
-    }
-    items = {"state": ocp.args.StandardSave(state), "best": ocp.args.StandardSave(best)}
+    items = {"state": state, "best": best}
+    manifest = {"epoch": epoch, "belongs_to": self._belongs_to, "log": log}
     if tables:
-      content["items"]["tables"] = digest_arrays(tables)
-      content["tables"] = {name: list(table.shape) for name, table in tables.items()}
-      content["best_epoch"] = best_epoch
+      items["tables"] = dict(tables)
+      manifest["tables"] = {name: list(table.shape) for name, table in tables.items()}
+      manifest["best_epoch"] = best_epoch
       self._best_of[epoch] = best_epoch
-      items["tables"] = ocp.args.StandardSave(dict(tables))
-    items["manifest"] = ocp.args.JsonSave(digests.seal(content))
-    with self._user_errors():
+    with user_errors(self._directory):
       if epoch in self._damaged:
         self._manager.wait_until_finished()
         self._manager.delete(epoch)
         self._damaged.discard(epoch)
-      self._manager.save(epoch, args=ocp.args.Composite(**items))
+      self._manager.save(epoch, args=to_save(items, manifest))
+    self.unfinished.discard_finished()
 
   def wait(self) -> None:
     """Waits until pending saves are on disk."""
-    with self._user_errors():
+    with user_errors(self._directory):
       self._manager.wait_until_finished()
+
+  def keep_best_tables(self, epoch: int) -> None:
+    """Keeps the best tables, of this epoch, for the checkpoints since, which were not read."""
+    self._best_of.update({e: epoch for e in saved_epochs(self._workdir) if e >= epoch})
 
   def restore_state(
     self, like: Any, best_like: Any, tables_like: Mapping[str, Any] | None = None
@@ -208,9 +188,9 @@ class Checkpoints:
     if restored is not None:
       try:
         self._restore(restored.epoch, "best", best_like)
-      except _DamagedError as error:
+      except DamagedError as error:
         self._damaged.add(restored.epoch)
-        _warn(f"{self._directory}/{restored.epoch}: 'best' is damaged ({error}); saving it again")
+        warn(f"{self._directory}/{restored.epoch}: 'best' is damaged ({error}); saving it again")
     return restored
 
   def restore_best(self, like: Any) -> Restored | None:
@@ -225,7 +205,7 @@ class Checkpoints:
     """
     try:
       return self._restore(epoch, "tables", dict(like)).item
-    except _DamagedError as error:
+    except DamagedError as error:
       raise UserError(
         f"{self._directory}/{epoch}: cannot restore the best tables ({error}); restore the folder "
         "from a copy, or train in another --workdir"
@@ -243,13 +223,13 @@ class Checkpoints:
         if tables_like:
           tables = self._restore(epoch, "tables", dict(tables_like))
           restored = restored._replace(item=(restored.item, tables.item))
-      except _DamagedError as error:
+      except DamagedError as error:
         failed[epoch] = str(error)
         continue
       for other, reason in failed.items():
         if other in saved_epochs(self._workdir):
           self._damaged.add(other)
-          _warn(
+          warn(
             f"{self._directory}/{other}: damaged ({reason}); using the checkpoint of epoch {epoch}"
           )
       return restored
@@ -261,28 +241,11 @@ class Checkpoints:
       )
     return None
 
-  def _read(self, path: str, args: Any) -> tuple[Any, str | None]:
-    """Reads items of a checkpoint: (items, None), or (None, why it cannot be read).
-
-    For a broken file, threads of orbax and tensorstore print up to 200 lines, some of them when the
-    exception is deleted. It is deleted here, while output is suppressed.
-    """
-    with _quiet():
-      try:
-        return self._reader.restore(path, args=args), None
-      # orbax, tensorstore and json raise errors of many types, bare Exception included.
-      except Exception as error:
-        reason = _first_line(error)
-      gc.collect()
-      time.sleep(_QUIET_SECONDS)  # Until the threads have finished,
-      gc.collect()  # and what they held is gone.
-    return None, reason
-
   def _restore(self, epoch: int, item: str, like: Any) -> Restored:
     """Restores an item of one checkpoint and verifies it.
 
     Raises:
-      _DamagedError: if it cannot be read or differs from what was saved.
+      DamagedError: if it cannot be read or differs from what was saved.
       UserError: if it belongs to another run.
     """
     path = os.path.join(self._directory, str(epoch))
@@ -304,38 +267,19 @@ class Checkpoints:
     }
     try:
       tables = self._restore_item(manifest["best_epoch"], "tables", shapes)[0].item
-    except _DamagedError as error:
-      raise _DamagedError(f"tables of epoch {manifest['best_epoch']}: {error}") from error
+    except DamagedError as error:
+      raise DamagedError(f"tables of epoch {manifest['best_epoch']}: {error}") from error
     return best._replace(item={**best.item, "params": {**best.item["params"], _TABLES: tables}})
 
   def _restore_item(self, epoch: int, item: str, like: Any) -> tuple[Restored, Mapping[str, Any]]:
     """Returns an item of one checkpoint, verified, and the manifest; raises as `_restore`."""
     path = os.path.join(self._directory, str(epoch))
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    wanted = {item: ocp.args.StandardRestore(abstract)}
-    if os.path.isdir(os.path.join(path, "manifest")):
-      wanted["manifest"] = ocp.args.JsonRestore()
-    found, reason = self._read(path, ocp.args.Composite(**wanted))
-    if reason is not None:
-      raise _DamagedError(reason)
-    arrays, manifest = found[item], found.get("manifest")
-    if "manifest" not in wanted:
-      _warn(f"{path}: saved by an older version; cannot be verified")
+    arrays, manifest = self._reader.read(path, item, like)
+    if not manifest:
+      warn(f"{path}: saved by an older version; cannot be verified")
       return Restored(epoch, arrays, None), {}
-    if not isinstance(manifest, dict) or not digests.is_sealed(manifest):
-      raise _DamagedError("its manifest changed since it was saved")
     if manifest["epoch"] != epoch:
-      raise _DamagedError(f"it was saved as epoch {manifest['epoch']}")
-    if manifest["items"].get(item) != digest_arrays(arrays, manifest.get("in_parts", False)):
-      raise _DamagedError(f"'{item}' is not what was saved")
-    for name, expected in manifest["belongs_to"].items():
-      require(
-        self._belongs_to.get(name, expected) == expected,
-        f"{self._workdir} holds a run on differently prepared data; use another --workdir"
-        if name == "data"
-        else f"{os.path.join(self._workdir, name)}: changed since the run began; restore it from a "
-        "copy, or train in another --workdir",
-      )
+      raise DamagedError(f"it was saved as epoch {manifest['epoch']}")
     if "best_epoch" in manifest:
       self._best_of[epoch] = manifest["best_epoch"]
     return Restored(epoch, arrays, manifest["log"]), manifest
@@ -353,29 +297,3 @@ class _NewestAndTheirBest(PreservationPolicy):
     newest = {each.step for each in checkpoints[-KEPT:]}
     kept = newest | {self.best_of[epoch] for epoch in newest if epoch in self.best_of}
     return [each.step in kept for each in checkpoints]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Discards standard error, also what threads of libraries in C++ write there."""
-  try:
-    saved = os.dup(2)
-  except OSError:  # It is closed.
-    yield
-    return
-  null = os.open(os.devnull, os.O_WRONLY)
-  os.dup2(null, 2)
-  try:
-    yield
-  finally:
-    os.dup2(saved, 2)
-    os.close(saved)
-    os.close(null)
-
-
-def _first_line(error: BaseException) -> str:
-  return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _warn(text: str) -> None:
-  print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -193,10 +193,10 @@ def test_a_resumed_streamed_run_is_bitwise_identical(config, stored, tmp_path):
   class Killed(Exception):
     pass
 
-  def dying(self, record, write=train_rows.Streamed.blocks):
-    if record == 3:
+  def dying(self, epoch, first=0, blocks=train_rows.Streamed.blocks):
+    if epoch == 3:
       raise Killed
-    return write(self, record)
+    return blocks(self, epoch, first)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(train_rows.Streamed, "blocks", dying)
