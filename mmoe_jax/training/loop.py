@@ -70,7 +70,7 @@ def train_and_evaluate(
     held_out = run.place(evaluate.make_eval_batch(splits["validation"], all_views=False))
     log_of = (workdir, epoch, config.train.epochs, tracked, is_first_host, True, log_digest)
     with logs.RunLog(*log_of) as log:
-      elapsed_before = _elapsed(unfinished, log)
+      elapsed_before = saving.elapsed(unfinished, log.records)
       wall_seconds = lambda: elapsed_before + time.perf_counter() - start
 
       def save_unfinished(part: Unfinished) -> None:
@@ -150,13 +150,6 @@ def _train_epoch(
       save(Unfinished(epoch, done, rows_before[done], state, so_far, seconds))
       raise preemption.Preempted
   return state, concatenate(losses), time.perf_counter() - start
-
-
-def _elapsed(unfinished: Unfinished | None, log: logs.RunLog) -> float:
-  """Returns the time of the run in earlier processes, in seconds."""
-  if unfinished is not None:
-    return unfinished.wall_seconds
-  return log.records[-1].get("wall_seconds", 0.0) if log.records else 0.0
 
 
 def _must_stop() -> bool:

@@ -41,8 +41,8 @@ class MemberFunctions(NamedTuple):
     init: (seed, settings, features) -> State before the first step.
     epoch: (state, (member, is_active), (data, epoch)) -> (state, (TaskLosses, Assessment)). An
       inactive member keeps its state, and its results are 0.
-    block: (state, (member, is_active), (rows, epoch, block)) -> (state, TaskLosses): the steps of
-      a block of streamed rows.
+    segment: (steps, state, (member, is_active), (rows, epoch, block, first)) -> (state,
+      TaskLosses): that many steps from number `first` of a block of streamed rows.
     assess: (state, (member, is_active), (data, epoch)) -> (state, Assessment).
     evaluate: ((), (member, variables), data) -> (metrics by name, ()).
     evaluate_with_logits: the same -> (metrics, logits (rows padded to chunks, O)).
@@ -50,7 +50,7 @@ class MemberFunctions(NamedTuple):
 
   init: Callable[[Array, Any, Mapping[str, Array]], State]
   epoch: Callable[[State, Any, Any], tuple[State, tuple[TaskLosses, Assessment]]]
-  block: Callable[[State, Any, Any], tuple[State, TaskLosses]]
+  segment: Callable[[int, State, Any, Any], tuple[State, TaskLosses]]
   assess: Callable[[State, Any, Any], tuple[State, Assessment]]
   evaluate: Callable[[Any, Any, Any], tuple[dict[str, Array], Logits]]
   evaluate_with_logits: Callable[[Any, Any, Any], tuple[dict[str, Array], Logits]]
@@ -87,13 +87,18 @@ def create_member_functions(
 
     return _if_active(is_active, train, state)
 
-  def block(
-    state: State, member_and_activity: tuple[Member, Array], shared: tuple[Any, Array, Array]
+  def segment(
+    steps: int,
+    state: State,
+    member_and_activity: tuple[Member, Array],
+    shared: tuple[Any, Array, Array, Array],
   ) -> tuple[State, TaskLosses]:
-    (member, is_active), (rows, number, block_number) = member_and_activity, shared
+    (member, is_active), (rows, number, block, first) = member_and_activity, shared
     learner = learner_of(member.settings)
-    key = fold_in(jax.random.key(member.seed), "epoch", number, block_number)
-    return _if_active(is_active, lambda state: learner.epoch(state, rows, key), state)
+    key = fold_in(jax.random.key(member.seed), "epoch", number, block)
+    return _if_active(
+      is_active, lambda s: learner.epoch(s, rows, key, first=first, steps=steps), state
+    )
 
   def assess(
     state: State, member_and_activity: tuple[Member, Array], shared: tuple[Any, Array]
@@ -116,7 +121,7 @@ def create_member_functions(
   return MemberFunctions(
     init=init,
     epoch=epoch,
-    block=block,
+    segment=segment,
     assess=assess,
     evaluate=lambda *arguments: evaluate_member(*arguments, with_logits=False),
     evaluate_with_logits=lambda *arguments: evaluate_member(*arguments, with_logits=True),

@@ -20,13 +20,20 @@ from mmoe_jax.errors import UserError, require
 from mmoe_jax.evaluation import evaluate
 from mmoe_jax.files import save_array
 from mmoe_jax.models import layers
-from mmoe_jax.training import records
+from mmoe_jax.training import records, saving
 from mmoe_jax.training.checks import Override
 from mmoe_jax.training.learner import Assessment
 from mmoe_jax.training.population_mean import evaluate_mean
-from mmoe_jax.training.population_program import Population, Splits, compile_population, place
+from mmoe_jax.training.population_program import (
+  Population,
+  Splits,
+  compile_population,
+  concatenate_members,
+  place,
+)
 from mmoe_jax.training.step import State, TaskLosses
-from mmoe_jax.workdir import checkpoint, contract, logs, progress, tracking
+from mmoe_jax.workdir import checkpoint, contract, logs, preemption, progress, tracking
+from mmoe_jax.workdir.unfinished import Unfinished
 
 Array = jax.Array
 
@@ -69,6 +76,7 @@ def train_population(
 
   Raises:
     UserError: for impossible settings or data.
+    Preempted: after saving, if a signal asks to stop, see workdir/preemption.py.
   """
   start = time.perf_counter()
   check_structure(config)
@@ -76,37 +84,52 @@ def train_population(
   data_digest, schema, splits = _load(config, schema, splits)
   population = compile_population(config, members, schema, splits, at_once)
   with (
+    preemption.deferred(),
     contract.claim(workdir, population.config, schema, 1, True, data_digest, members) as ids,
     checkpoint.Checkpoints(workdir, belongs_to=ids) as checkpoints,
     tracking.create(config.train.trackers, trackers) as tracked,
   ):
-    epoch, states, log_digest = _restore(checkpoints, population)
+    epoch, states, log_digest, unfinished = _restore(checkpoints, population)
     if verbose:
       _print_summary(population, workdir)
     log_of = (workdir, epoch, config.train.epochs, tracked, True, verbose, log_digest)
     with logs.RunLog(*log_of) as log:
-      elapsed_before, errors_M = _read_last(log.records)
+      elapsed_before = saving.elapsed(unfinished, log.records)
+      wall_seconds = lambda: elapsed_before + time.perf_counter() - start
+      errors_M = _read_errors(log.records)
       active_M = _find_active(population, states, epoch, errors_M)
+
+      def stop_if_requested(states: State, losses_M: Sequence[TaskLosses]) -> None:
+        if preemption.requested():
+          times = (time.perf_counter() - epoch_start, wall_seconds(), log.digest())
+          _save_unfinished(checkpoints, population, epoch, states, losses_M, *times)
+          raise preemption.Preempted
+
       while epoch < config.train.epochs and any(active_M):
-        epoch += 1
-        epoch_start = time.perf_counter()
-        states, losses_M, assessment_M = population.train_epoch(states, epoch, active_M)
+        epoch_start = time.perf_counter() - (unfinished.seconds if unfinished else 0.0)
+        states, losses_M, assessment_M = population.train_epoch(
+          states, epoch + 1, active_M, saving.losses_of(unfinished), stop_if_requested
+        )
+        epoch, unfinished = epoch + 1, None
         seconds = time.perf_counter() - epoch_start
         values = _describe_epoch(population, epoch, losses_M, assessment_M, active_M, errors_M)
         log.write(
           {"epoch": epoch, "active": active_M, "errors": dict(errors_M)}
           | {**values, "seconds": seconds}
           | {"rows_per_second": sum(active_M) * population.train_rows / seconds}
-          | {"wall_seconds": elapsed_before + time.perf_counter() - start}
+          | {"wall_seconds": wall_seconds()}
         )
         active_M = _find_active(population, states, epoch, errors_M)
-        if epoch % config.checkpoint.every_epochs == 0:
+        must_stop = preemption.requested()
+        if must_stop or epoch % config.checkpoint.every_epochs == 0:
           _save(checkpoints, epoch, population, states, log.digest())
+        if must_stop:
+          raise preemption.Preempted
     _save(checkpoints, epoch, population, states, log.digest())
     results = _evaluate(population, states, errors_M, workdir, save_logits, report_on)
     mean = evaluate_mean(population, schema, states, errors_M, report_on)
     summary = _summarise(results, mean, population, states, log.records)
-    summary["wall_seconds"] = elapsed_before + time.perf_counter() - start
+    summary["wall_seconds"] = wall_seconds()
     tracked.end(summary)
   contract.write_results(workdir, summary)
   return results
@@ -127,20 +150,23 @@ def _load(
 
 def _restore(
   checkpoints: checkpoint.Checkpoints, population: "Population"
-) -> tuple[int, State, str | None]:
-  """Returns epoch, states and digest of the log of the last checkpoint, or those of the start."""
+) -> tuple[int, State, str | None, Unfinished | None]:
+  """Returns finished epochs, states and digest of the log to start from, and an epoch in hand."""
   like = population.placement.unshard(population.states)
+  unfinished = saving.restore_unfinished(checkpoints, like, population.segments)
+  if unfinished is not None:
+    states = population.placement.shard(unfinished.state)
+    return unfinished.epoch, states, unfinished.log, unfinished._replace(state=None)
   restored = checkpoints.restore_state(like, like.best.variables)
   if restored is None:
-    return 0, population.states, None
-  return restored.epoch, population.placement.shard(restored.item), restored.log
+    return 0, population.states, None, None
+  return restored.epoch, population.placement.shard(restored.item), restored.log, None
 
 
-def _read_last(epoch_records: Sequence[Mapping[str, Any]]) -> tuple[float, dict[int, str]]:
-  """Returns the elapsed seconds and the members' errors at the last of the records."""
+def _read_errors(epoch_records: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+  """Returns the members' errors at the last of the records."""
   last = epoch_records[-1] if epoch_records else {}
-  errors_M = {int(m): error for m, error in last.get("errors", {}).items()}
-  return last.get("wall_seconds", 0.0), errors_M
+  return {int(m): error for m, error in last.get("errors", {}).items()}
 
 
 def _print_summary(population: "Population", workdir: str) -> None:
@@ -211,6 +237,26 @@ def _save(
   checkpoints.save(epoch, states, states.best.variables, log_digest)
 
 
+def _save_unfinished(
+  checkpoints: checkpoint.Checkpoints,
+  population: Population,
+  epoch: int,
+  states: State,
+  losses_M: Sequence[TaskLosses],
+  seconds: float,
+  wall_seconds: float,
+  log_digest: str,
+) -> None:
+  """Saves states within an epoch."""
+  states, losses = population.placement.unshard(states), concatenate_members(losses_M)
+  steps = losses.losses.shape[1]
+  rows = next(segment.rows for segment in population.segments if segment.start == steps)
+  times = (seconds, wall_seconds, log_digest)
+  saving.save_unfinished(
+    checkpoints, Unfinished(epoch, steps, rows, states, losses._asdict(), *times)
+  )
+
+
 def _evaluate(
   population: Population,
   states: State,
@@ -230,6 +276,7 @@ def _evaluate(
     results.append({"member": dict(member)} | notes | error | counts)
   programs: dict[Any, Callable] = {}
   for name in report_on:
+    preemption.stop_if_requested()
     batches = [evaluate.make_eval_batch(each[name]) for each in population.splits]
     own_data, shared_data = place(placement, {"held_out": batches})
     member = (population.arrays._replace(data=own_data), states.best.variables)

@@ -3,6 +3,7 @@
 Shape letters: M members, S steps, T tasks.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,10 +17,18 @@ from mmoe_jax.training.checks import Override
 from mmoe_jax.training.learner import Assessment
 from mmoe_jax.training.members import Member, MemberFunctions, create_member_functions
 from mmoe_jax.training.step import State, TaskLosses
-from mmoe_jax.training.train_rows import Streamed, make_batch, steps_per_epoch
+from mmoe_jax.training.train_rows import (
+  Segment,
+  Streamed,
+  by_block,
+  make_batch,
+  segments,
+  steps_per_epoch,
+)
 
 Splits = Sequence[Mapping[str, data.Split | data.StoredSplit]]
-TrainEpoch = Callable[[State, int, Sequence[bool]], tuple[State, TaskLosses, Assessment]]
+AfterSegment = Callable[[State, Sequence[TaskLosses]], None]
+TrainEpoch = Callable[..., tuple[State, TaskLosses, Assessment]]
 
 
 class Population(NamedTuple):
@@ -37,8 +46,10 @@ class Population(NamedTuple):
     arrays: their seeds, settings and own data, sharded.
     shared: data of all members, on every device; empty if each has its own.
     functions: the functions of one member.
-    train_epoch: (states, epoch, active_M) -> (states, TaskLosses (M, S, T) and Assessment (M, …) on
-      the host).
+    train_epoch: (states, epoch, active_M, losses so far, after_segment) -> (states, TaskLosses
+      (M, S, T) and Assessment (M, …) on the host). With streamed rows, `after_segment(states,
+      losses)` is called before each segment but the first, and may save and raise.
+    segments: the segments of an epoch of streamed rows; otherwise none.
     at_once: number of members per device that share each operation; 0 chooses.
   """
 
@@ -54,6 +65,7 @@ class Population(NamedTuple):
   shared: Mapping[str, Any]
   functions: MemberFunctions
   train_epoch: TrainEpoch
+  segments: Sequence[Segment]
   at_once: int
 
   def release(self) -> None:
@@ -104,7 +116,8 @@ def compile_population(
   )
 
   training = (placement, functions, states, arrays, shared_data, at_once)
-  train_epoch = _stream_epochs(streamed, *training) if streamed else _train_epochs(*training)
+  parts = segments(streamed, config.train.batch_size) if streamed else []
+  train_epoch = _stream_epochs(streamed, parts, *training) if streamed else _train_epochs(*training)
   return Population(
     config=config,
     members=members,
@@ -118,6 +131,7 @@ def compile_population(
     shared=shared_data,
     functions=functions,
     train_epoch=train_epoch,
+    segments=parts,
     at_once=at_once,
   )
 
@@ -140,7 +154,7 @@ def _train_epochs(
   program = placement.compile(functions.epoch, states, *arguments(0, everyone), at_once)
 
   def train_epoch(
-    states: State, epoch: int, active_M: Sequence[bool]
+    states: State, epoch: int, active_M: Sequence[bool], *_: Any
   ) -> tuple[State, TaskLosses, Assessment]:
     states, outputs = program(states, *arguments(epoch, active_M))
     return states, *placement.unshard(outputs)
@@ -150,6 +164,7 @@ def _train_epochs(
 
 def _stream_epochs(
   rows: Streamed,
+  parts: Sequence[Segment],
   placement: parallel.Members,
   functions: MemberFunctions,
   states: State,
@@ -160,31 +175,44 @@ def _stream_epochs(
   """Compiles an epoch over streamed rows; see Population.train_epoch.
 
   Members train on the same blocks, each in its order within the block. A size of blocks, of which
-  there are at most two, is compiled when it first occurs.
+  there are at most two, is compiled when it first occurs, for each length of segments.
   """
-  programs: dict[int, Callable] = {}
+  programs: dict[tuple[int, int], Callable] = {}
+  place_number = lambda number: placement.replicate(np.int32(number))
 
   def train_epoch(
-    states: State, epoch: int, active_M: Sequence[bool]
+    states: State,
+    epoch: int,
+    active_M: Sequence[bool],
+    done: Sequence[TaskLosses] = (),
+    after_segment: AfterSegment = lambda *_: None,
   ) -> tuple[State, TaskLosses, Assessment]:
-    member = (arrays, placement.shard(np.array(active_M)))
-    number = placement.replicate(np.int32(epoch))
-    losses_M = []
-    for (block,), batch in rows.blocks(epoch):
-      shared = (batch, number, placement.replicate(np.int32(block)))
-      size = len(batch.weights)
-      if size not in programs:
-        programs[size] = placement.compile(functions.block, states, member, shared, at_once)
-      states, block_losses_M = programs[size](states, member, shared)
-      losses_M.append(placement.unshard(block_losses_M))
-    if 0 not in programs:
+    member, number = (arrays, placement.shard(np.array(active_M))), place_number(epoch)
+    losses_M = list(done)
+    remaining = by_block(parts, sum(each.losses.shape[1] for each in done))
+    for (block,), batch in rows.blocks(epoch, min(remaining)):
+      for segment in remaining[block]:
+        if len(losses_M) > len(done):
+          after_segment(states, losses_M)
+        shared = (batch, number, place_number(block), place_number(segment.first))
+        size = (len(batch.weights), segment.steps)
+        if size not in programs:
+          function = functools.partial(functions.segment, segment.steps)
+          programs[size] = placement.compile(function, states, member, shared, at_once)
+        states, segment_losses_M = programs[size](states, member, shared)
+        losses_M.append(placement.unshard(segment_losses_M))
+    if (0, 0) not in programs:
       assessed = (states, member, (shared_data, number))
-      programs[0] = placement.compile(functions.assess, *assessed, at_once)
-    states, assessment_M = programs[0](states, member, (shared_data, number))
-    losses_M = jax.tree.map(lambda *a: np.concatenate(a, axis=1), *losses_M)
-    return states, losses_M, placement.unshard(assessment_M)
+      programs[0, 0] = placement.compile(functions.assess, *assessed, at_once)
+    states, assessment_M = programs[0, 0](states, member, (shared_data, number))
+    return states, concatenate_members(losses_M), placement.unshard(assessment_M)
 
   return train_epoch
+
+
+def concatenate_members(losses_M: Sequence[TaskLosses]) -> TaskLosses:
+  """Returns members' losses of consecutive steps as one: (M, S, T)."""
+  return jax.tree.map(lambda *a: np.concatenate(a, axis=1), *losses_M)
 
 
 def _settings(member: Override) -> dict[str, np.ndarray]:

@@ -97,7 +97,7 @@ def compile_run(config: Any, schema: data.Schema, split: data.Split | data.Store
       programs[which] = devices.compile(train, *arguments, spec)
     return programs[which]
 
-  # The last block, and the last segment of one, may be shorter. Places of lists depend on the epoch.
+  # The last block and segment may be shorter. Places of lists depend on the epoch.
   sizes = dict.fromkeys((rows.block_rows[s.block], s.steps) for s in segments)
   for count, steps in () if lists else sizes:
     program_for(state, shapes[count], key, steps, ())
@@ -108,15 +108,12 @@ def compile_run(config: Any, schema: data.Schema, split: data.Split | data.Store
     return state.replace(best=best), assessment
 
   def train_segments(state: State, epoch: int, done: int = 0) -> Iterator[tuple[State, TaskLosses]]:
-    by_block: dict[int, list[train_rows.Segment]] = {}
-    for segment in segments:
-      if segment.start >= done:
-        by_block.setdefault(segment.block, []).append(segment)
-    blocks = rows.blocks(epoch, min(by_block))
-    for block, (numbers, batch) in zip(by_block, blocks, strict=True):
+    remaining = train_rows.by_block(segments, done)
+    blocks = rows.blocks(epoch, min(remaining))
+    for block, (numbers, batch) in zip(remaining, blocks, strict=True):
       block_key = fold_in(key, "epoch", epoch, *numbers)
       places = capacities_of(batch.features["ids"], block_key)
-      for segment in by_block[block]:
+      for segment in remaining[block]:
         program = program_for(state, batch, block_key, segment.steps, places)
         state, losses = program(state, (batch, place_number(segment.first)), block_key)
         yield state, jax.device_get(losses)

@@ -95,6 +95,13 @@ def losses_of(unfinished: Unfinished | None) -> list[TaskLosses]:
   return [] if unfinished is None else [TaskLosses(**unfinished.losses)]
 
 
+def elapsed(unfinished: Unfinished | None, records: Sequence[Mapping[str, Any]]) -> float:
+  """Returns the time of a run in earlier processes, in seconds, from its save or its records."""
+  if unfinished is not None:
+    return unfinished.wall_seconds
+  return records[-1].get("wall_seconds", 0.0) if records else 0.0
+
+
 def best_variables(checkpoints: Checkpoints, epoch: int, state: State) -> Any:
   """Returns the best variables, with tables; the state's own tables are freed if others are read.
 

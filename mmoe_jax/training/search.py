@@ -27,7 +27,7 @@ from mmoe_jax.evaluation.tables import comma_separated, markdown
 from mmoe_jax.files import write_atomically, write_json
 from mmoe_jax.training import checks, population, search_space
 from mmoe_jax.training.search_study import Settings, draw, finished_trials, open_study, tell
-from mmoe_jax.workdir import contract, tracking
+from mmoe_jax.workdir import contract, preemption, tracking
 from mmoe_jax.workdir.progress import format_duration
 
 TRIALS_CSV = "trials.csv"
@@ -66,6 +66,7 @@ def run_search(
 
   Raises:
     UserError: for impossible settings, or a space without a trainable trial.
+    Preempted: after saving, if a signal asks to stop, see workdir/preemption.py.
     SaveError: if a population cannot be saved; its trials stay open, and the search can resume.
   """
   check_structure(config)
@@ -101,6 +102,7 @@ def run_search(
         _write_tables(workdir, finished)
         seconds_each = (time.perf_counter() - start) / (len(finished) - finished_before)
         report(_format_progress(finished, trials, seconds_each))
+        preemption.stop_if_requested()
       # The sampler learns nothing from failures alone.
       _require_success(finished)
     _require_success(finished)

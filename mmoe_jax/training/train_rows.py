@@ -5,7 +5,7 @@ Shape letters: N rows of the train split, R rows of a block.
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -182,6 +182,15 @@ def segments(rows: Resident | Streamed, batch_size: int) -> list[Segment]:
       before = (start + first, rows_before + first * batch_size)
       found.append(Segment(*before, block, first, min(length, steps - first)))
     start, rows_before = start + steps, rows_before + count
+  return found
+
+
+def by_block(parts: Sequence[Segment], done: int = 0) -> dict[int, list[Segment]]:
+  """Returns block -> its segments, without the first `done` steps of the epoch."""
+  found: dict[int, list[Segment]] = {}
+  for segment in parts:
+    if segment.start >= done:
+      found.setdefault(segment.block, []).append(segment)
   return found
 
 

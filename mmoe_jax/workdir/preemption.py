@@ -59,8 +59,13 @@ def stop_if_requested() -> None:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-  """Lets a first signal wait for the next safe point while the context lasts."""
+  """Lets a first signal wait for the next safe point while the context lasts.
+
+  Raises:
+    Preempted: if a signal has asked to stop in an earlier context.
+  """
   global _deferring
+  stop_if_requested()
   _deferring += 1
   try:
     yield

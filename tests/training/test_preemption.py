@@ -8,7 +8,7 @@ import pytest
 
 from configs import census
 from mmoe_jax import data
-from mmoe_jax.training import loop, train_rows
+from mmoe_jax.training import loop, population, train_rows
 from mmoe_jax.workdir import checkpoint, contract, preemption
 
 pytestmark = pytest.mark.usefixtures("_shared_programs")
@@ -17,7 +17,10 @@ TIMES = {"seconds", "wall_seconds", "rows_per_second"}
 
 @pytest.fixture
 def stop_at(monkeypatch):
-  """Returns a function that makes the n-th question whether to stop the first with a yes."""
+  """Returns a function that makes the n-th question whether to stop the first with a yes.
+
+  Question 1 is asked before training.
+  """
 
   def stop_at(question: int) -> None:
     asked = iter([False] * (question - 1))
@@ -82,8 +85,8 @@ def test_an_epoch_in_segments_is_that_in_one_call(config, tmp_path, monkeypatch)
 
 
 # Steps of an epoch's segments: 4 3 4 3 4 3 4 3 4 of streamed rows, eight times 4 of resident ones.
-STREAMED = ((3, 7, 1, 7, 2, 7), (["0.11"], ["1.4"], ["1.7"], [], ["2.7"], []))
-RESIDENT = ((3, 6, 1, 6, 2, 6), (["0.12"], ["1.4"], ["1.8"], [], ["2.8"], []))
+STREAMED = ((4, 8, 2, 8, 3, 8), (["0.11"], ["1.4"], ["1.7"], [], ["2.7"], []))
+RESIDENT = ((4, 7, 2, 7, 3, 7), (["0.12"], ["1.4"], ["1.8"], [], ["2.8"], []))
 
 
 @pytest.mark.parametrize(
@@ -124,3 +127,33 @@ def test_a_run_that_is_stopped_again_and_again(
   loop.train_and_evaluate(config, cut)
   assert_same_run(whole, cut)
   assert "unfinished" not in os.listdir(os.path.join(cut, "checkpoints"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("rows", "questions", "expected"), [("streamed", *STREAMED), ("resident", (2, 2), ([], []))]
+)
+@pytest.mark.usefixtures("short_segments")
+def test_a_population_that_is_stopped_again_and_again(
+  config, tmp_path, rows, questions, expected, stop_at
+):
+  config.model.expert_dropout = 0.2
+  if rows == "streamed":
+    with_streamed_rows(config)
+  members = [{"seed": 1}, {"seed": 2}, {"seed": 3}]
+  config.train.devices = 2
+  whole, cut = (str(tmp_path / name) for name in ("whole", "cut"))
+  stop_at(1000)
+  results = population.train_population(config, members, whole)
+  places = []
+  for question in questions:
+    stop_at(question)
+    with pytest.raises(preemption.Preempted):
+      population.train_population(config, members, cut)
+    folder = os.path.join(cut, "checkpoints", "unfinished")
+    places.append(os.listdir(folder) if os.path.isdir(folder) else [])
+  assert places == list(expected)
+  assert contract.saved_epochs(cut)[-1] == (3 if rows == "streamed" else 2)
+  stop_at(1000)
+  assert population.train_population(config, members, cut) == results
+  assert_same_run(whole, cut)

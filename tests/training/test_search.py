@@ -18,7 +18,7 @@ from configs import smoke
 from mmoe_jax.config import override
 from mmoe_jax.errors import UserError
 from mmoe_jax.training import search, search_space
-from mmoe_jax.workdir import contract
+from mmoe_jax.workdir import contract, preemption
 from tests import ROOT
 from tests.commands import run
 
@@ -137,6 +137,20 @@ def test_an_interrupted_search_ends_as_an_uninterrupted_one(config, tmp_path, mo
   more = drawn(run_search(config, tmp_path / "w", trials=14))
   assert len(more) == 14
   assert {n: more[n] for n in expected} == expected
+
+
+def test_a_signal_ends_a_search_after_the_population_in_hand(config, tmp_path, monkeypatch):
+  whole = Trainer(monkeypatch)
+  expected = drawn(run_search(config, tmp_path / "whole"))
+  first = Trainer(monkeypatch)
+  monkeypatch.setattr(preemption, "requested", lambda: len(first.calls) == 2)
+  with pytest.raises(preemption.Preempted):
+    run_search(config, tmp_path / "w")
+  assert len(first.calls) == 2
+  monkeypatch.setattr(preemption, "requested", lambda: False)
+  second = Trainer(monkeypatch)
+  assert drawn(run_search(config, tmp_path / "w")) == expected
+  assert len(second.calls) == len(whole.calls) - 2
 
 
 KILLED = """
