@@ -1,6 +1,10 @@
 """Parts of a table as jobs: the tables of a part, and running a function on all parts."""
 
 import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import Any
@@ -11,6 +15,7 @@ from data_prep import spec as spec_lib
 from data_prep import splitting
 from mmoe_jax.data import tables
 from mmoe_jax.data.columns import Table
+from mmoe_jax.workdir import preemption
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +70,19 @@ class Runner:
     finally:
       for future in running:
         future.cancel()
+
+
+def start_worker() -> None:
+  """Prepares a worker process: signals are its parent's matter, and it ends with its parent."""
+  for number in preemption.SIGNALS:  # A terminal sends them to all processes.
+    signal.signal(number, signal.SIG_IGN)
+  parent = multiprocessing.parent_process()
+
+  def end_with_parent() -> None:
+    parent.join()
+    os._exit(preemption.EXIT_STATUS)
+
+  threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def read(part: tables.Part, columns: tuple[str, ...], plain: tuple[str, ...]) -> list[Table]:

@@ -9,6 +9,7 @@ bounded by a part per worker and the statistics. The result is the same for any 
 Shape letters: N rows, S splits.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -21,18 +22,19 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import arrays, output, parts, splitting
+from data_prep import arrays, output, parts, saved_statistics, splitting
 from data_prep import spec as spec_lib
-from data_prep.collecting import Collected, collect, merge
+from data_prep.collecting import collect, merge
 from data_prep.fitting import Statistics, fit
 from data_prep.part_encoding import encode_part
 from data_prep.parts import PartJob, Runner
 from mmoe_jax import cache, data, digests, errors
 from mmoe_jax.data import locations, tables
 from mmoe_jax.files import read_json_object, to_json, write_json
+from mmoe_jax.workdir import preemption
 
 _MERGE = 8  # Statistics of parts that are merged at once.
-_VERSION = 2  # Of what a partial folder holds.
+_VERSION = 3  # Of what a partial folder holds.
 
 
 def prepare(
@@ -64,6 +66,7 @@ def prepare(
   Raises:
     UserError: for broken tables, a spec that does not suit them, or an `out` with other files.
     OSError: if a file cannot be read or written.
+    Preempted: after the part in hand, if a signal asks to stop, see mmoe_jax/workdir/preemption.py.
   """
   tasks = spec_lib.to_tasks(spec)
   needed = spec_lib.needed_columns(spec, tasks)
@@ -154,14 +157,20 @@ def _first_pass(
   if os.path.exists(rows_path):
     rows = [tuple(r) for r in read_json_object(rows_path)["rows"]]
     return rows, data.restore_schema(schema_path)
-  by_part: list[tuple[int, ...]] = [()] * len(jobs)
-  waiting: list[Collected] = []
-  for done, (i, collected) in enumerate(run(collect, jobs), 1):
-    by_part[i] = collected.rows
-    waiting.append(collected)
-    if len(waiting) == _MERGE:
-      waiting = [merge(waiting)]
-    progress("statistics", done, len(jobs), sum(sum(rows) for rows in by_part))
+  saved_folder = os.path.join(folder, os.pardir, "statistics")
+  by_part, waiting = saved_statistics.restore(saved_folder, len(jobs))
+  todo = [i for i, part_rows in enumerate(by_part) if not part_rows]
+  with _until_a_part_ends(jobs):
+    for done, (at, collected) in enumerate(run(collect, [jobs[i] for i in todo]), 1):
+      by_part[todo[at]] = collected.rows
+      waiting.append(collected)
+      if len(waiting) == _MERGE:
+        waiting = [merge(waiting)]
+      finished = len(jobs) - len(todo) + done
+      progress("statistics", finished, len(jobs), sum(sum(rows) for rows in by_part))
+      if preemption.requested():
+        saved_statistics.save(saved_folder, by_part, merge(waiting))
+        raise preemption.Preempted
   _require_rows(by_part)
   statistics = merge(waiting).statistics
   schema = fit(spec, statistics, columns=names, sources=dict(sources))
@@ -169,6 +178,11 @@ def _first_pass(
   data.save_schema(schema, schema_path)
   write_json(rows_path, {"rows": by_part})
   return by_part, schema
+
+
+def _until_a_part_ends(jobs: Sequence[PartJob]) -> contextlib.AbstractContextManager[None]:
+  """Returns a context in which a signal waits for the end of a part, unless there is only one."""
+  return preemption.deferred() if len(jobs) > 1 else contextlib.nullcontext()
 
 
 def _require_rows(rows: Sequence[tuple[int, ...]]) -> None:
@@ -224,12 +238,14 @@ def _second_pass(
     else:
       todo.append(i)
   done, rows = len(jobs) - len(todo), 0
-  for at, record in run(encode_part, [jobs[i] for i in todo]):
-    i = todo[at]
-    write_json(os.path.join(records_folder, f"{i}.json"), digests.seal(record))
-    records[i] = json.loads(to_json(record))
-    done, rows = done + 1, rows + sum(jobs[i].rows)
-    progress("arrays", done, len(jobs), rows)
+  with _until_a_part_ends(jobs):
+    for at, record in run(encode_part, [jobs[i] for i in todo]):
+      i = todo[at]
+      write_json(os.path.join(records_folder, f"{i}.json"), digests.seal(record))
+      records[i] = json.loads(to_json(record))
+      done, rows = done + 1, rows + sum(jobs[i].rows)
+      progress("arrays", done, len(jobs), rows)
+      preemption.stop_if_requested()
   return records
 
 

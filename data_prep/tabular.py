@@ -17,11 +17,12 @@ from multiprocessing import get_context
 from absl import flags
 from tqdm import tqdm
 
-from data_prep import preparation, splitting, summaries
+from data_prep import parts, preparation, splitting, summaries
 from data_prep.spec import read_spec
 from mmoe_jax import commands
 from mmoe_jax.data import locations, tables
 from mmoe_jax.errors import UserError, require
+from mmoe_jax.workdir import preemption
 
 
 def main(argv: list[str]) -> None:
@@ -91,8 +92,13 @@ def _executor(scheduler: str, workers: int, size: int) -> Iterator[tuple[Executo
   if workers == 1:
     yield None, 1
     return
-  with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-    yield pool, workers
+  context = get_context("spawn")
+  with ProcessPoolExecutor(workers, mp_context=context, initializer=parts.start_worker) as pool:
+    try:
+      yield pool, workers
+    except preemption.Preempted:
+      pool.shutdown(wait=False, cancel_futures=True)  # Workers end with this process.
+      raise
 
 
 if __name__ == "__main__":

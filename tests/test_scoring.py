@@ -18,6 +18,7 @@ from mmoe_jax.evaluation import evaluate
 from mmoe_jax.prediction import scoring
 from mmoe_jax.prediction.predictor import Predictor
 from mmoe_jax.training import loop
+from mmoe_jax.workdir import preemption
 from tests import shop_rows
 
 TASKS = ["click", "buy", "rating", "country=DE", "country=FR", "country=JP"]
@@ -153,6 +154,26 @@ def test_an_interrupted_scoring_resumes_from_whole_parts(
   total = len(tables.plan([path], tables.Format(), part_bytes=6000))
   assert len(resumed) == total - len(done)
   assert sorted(os.listdir(tmp_path)) == ["cut.csv", "rows.csv", "whole.csv"]
+
+
+def test_a_signal_ends_scoring_after_a_part(predictor, frame, tmp_path, parts, monkeypatch):
+  path = shop_rows.write_csv(frame, str(tmp_path / "rows.csv"))
+  _, expected = score(predictor, [path], tmp_path / "whole.csv", keep=("row",))
+  asked = iter([False] * 3)
+  monkeypatch.setattr(preemption, "requested", lambda: next(asked, True))
+  with pytest.raises(preemption.Preempted):
+    score(predictor, [path], tmp_path / "cut.csv", keep=("row",))
+  assert not (tmp_path / "cut.csv").exists()
+  done = [n for n in os.listdir(tmp_path / ".cut.csv.parts") if n.endswith(".json")]
+  assert len(done) in (3, 4)  # Three were counted, and one was in hand.
+  monkeypatch.setattr(preemption, "requested", lambda: False)
+  scored, original = [], scoring._Job.score_part
+  monkeypatch.setattr(
+    scoring._Job, "score_part", lambda self, read: (scored.append(1), original(self, read))[1]
+  )
+  _, got = score(predictor, [path], tmp_path / "cut.csv", keep=("row",))
+  pd.testing.assert_frame_equal(got, expected, check_exact=True)
+  assert len(scored) == len(tables.plan([path], tables.Format(), part_bytes=6000)) - len(done)
 
 
 def test_parts_of_other_settings_are_not_used(predictor, frame, tmp_path, parts, monkeypatch):

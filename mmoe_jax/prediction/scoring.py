@@ -28,7 +28,7 @@ from mmoe_jax.data.columns import Table
 from mmoe_jax.errors import UserError, require
 from mmoe_jax.files import read_json_object, replacing, write_json
 from mmoe_jax.prediction.predictor import Predictor
-from mmoe_jax.workdir import contract
+from mmoe_jax.workdir import contract, preemption
 
 _UNKNOWN_SHARE = 0.05  # Of unknown values in a column, above which there is a warning.
 _AHEAD = 2  # Parts that are read ahead.
@@ -100,6 +100,7 @@ def score_files(
   Raises:
     UserError: naming the error in a file.
     OSError: if a file cannot be read or written.
+    Preempted: after the part in hand, if a signal asks to stop, see workdir/preemption.py.
   """
   for flag, path in (("output", output), ("bad_rows", bad_rows)):
     _require_free(predictor, inputs, path, flag)
@@ -118,11 +119,12 @@ def score_files(
     folder = stack.enter_context(_parts_folder(output, job, parts, inputs))
     paths = []
     bar = tqdm(total=len(parts), unit="part", disable=not show_progress, file=sys.stderr)
-    with bar:
+    with bar, preemption.deferred():
       for path, record in _score_parts(job, parts, folder):
         totals.add(record)
         paths.append(path)
         bar.update()
+        preemption.stop_if_requested()
         bar.set_postfix_str(f"{totals.rows:,} rows, {_rate(totals.rows, bar):,.0f} rows/s")
     require(totals.rows > 0, f"{inputs[0]}: no row can be scored")
     if bad_rows:

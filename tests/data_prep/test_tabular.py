@@ -22,6 +22,7 @@ from data_prep.spec import parse_spec
 from mmoe_jax import data
 from mmoe_jax.data import tables
 from mmoe_jax.errors import UserError
+from mmoe_jax.workdir import preemption
 from tests import shop_rows
 
 ROWS = 1500
@@ -286,6 +287,38 @@ def test_a_killed_preparation_resumes_from_whole_shards(csv, tmp_path, monkeypat
   assert {k: after[k] for k in before} == before
   assert (whole / "manifest.json").read_bytes() == (cut / "manifest.json").read_bytes()
   assert not (tmp_path / ".cut.partial").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_signal_ends_a_preparation_after_a_part_of_either_pass(
+  csv, tmp_path, monkeypatch, workers
+):
+  whole, cut = tmp_path / "whole", tmp_path / "cut"
+  prepare([csv], whole, part_bytes=9000)
+  partial = tmp_path / ".cut.partial"
+  collect, encode, calls = preparation.collect, preparation.encode_part, []
+  for name, pass_over in (("collect", collect), ("encode_part", encode)):
+    count = lambda *arguments, pass_over=pass_over: (calls.append(1), pass_over(*arguments))[1]
+    monkeypatch.setattr(preparation, name, count)
+  parts = len(os.listdir(whole / "train"))
+  assert parts > 5
+  stops, places = (2, 2, parts), []
+  with ThreadPoolExecutor(2) as pool:
+    executor = None if workers == 1 else pool
+    for stop in stops:  # Twice in the first pass, once in the second.
+      asked = iter([False] * stop)
+      monkeypatch.setattr(preemption, "requested", lambda asked=asked: next(asked, True))
+      with pytest.raises(preemption.Preempted):
+        prepare([csv], cut, part_bytes=9000, executor=executor, workers=workers)
+      assert not cut.exists()
+      done = len(os.listdir(partial / "done")) if (partial / "done").exists() else 0
+      places.append(((partial / "statistics").exists(), done))
+    assert places == [(True, 0), (True, 0), (True, 3)]
+    monkeypatch.setattr(preemption, "requested", lambda: False)
+    prepare([csv], cut, part_bytes=9000, executor=executor, workers=workers)
+  if workers == 1:  # No part was read twice in a pass.
+    assert len(calls) == 2 * parts
+  assert (whole / "manifest.json").read_bytes() == (cut / "manifest.json").read_bytes()
 
 
 @pytest.mark.slow
