@@ -2,6 +2,7 @@
 
   python -m benchmarks.kill_and_resume --config configs/census.py --kills 3 --out runs/killed
 
+With `--signal TERM` the run stops by itself, saves and exits with 75, see docs/usage.md#resuming.
 Fails unless all arrays of the last checkpoints (parameters, optimizer state, best variables) are
 bitwise identical.
 """
@@ -18,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from mmoe_jax import commands, errors
-from mmoe_jax.workdir import checkpoint, contract
+from mmoe_jax.workdir import checkpoint, contract, preemption
 
 
 def _start(workdir: str) -> subprocess.Popen:
@@ -57,14 +58,21 @@ def main(argv: list[str]) -> None:
     wait = rng.uniform(0.3, 0.8) * seconds * (1 - i / (_KILLS.value + 1))
     time.sleep(wait)
     errors.require(process.poll() is None, f"the run ended within {wait:.1f} s; use another --seed")
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    sent = time.perf_counter()
+    process.send_signal(signal.Signals[f"SIG{_SIGNAL.value}"])
+    status, ended = process.wait(), time.perf_counter() - sent
+    expected = -signal.SIGKILL if _SIGNAL.value == "KILL" else preemption.EXIT_STATUS
+    errors.require(status == expected, f"the run ended with status {status}, not {expected}")
     folder = os.path.join(killed, "checkpoints")
     found = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    print(f"kill {i + 1} after {wait:.1f} s; checkpoints: {', '.join(found) or 'none'}", flush=True)
-  errors.require(
-    bool(contract.saved_epochs(killed)), "no kill followed a checkpoint; use another --seed"
-  )
+    within = os.path.join(folder, "unfinished")
+    found += sorted(os.listdir(within)) if os.path.isdir(within) else []
+    print(
+      f"kill {i + 1} after {wait:.1f} s, ended {ended:.1f} s later; checkpoints: "
+      f"{', '.join(found) or 'none'}",
+      flush=True,
+    )
+  errors.require(bool(found), "no kill followed a checkpoint; use another --seed")
   _finish(killed)
   a, b = _arrays(whole), _arrays(killed)
   errors.require(a.keys() == b.keys(), "the checkpoints contain different arrays")
@@ -78,6 +86,7 @@ if __name__ == "__main__":
   _CONFIG = flags.DEFINE_string("config", "configs/census.py", "FILE.py or FILE.py:ARG.")
   _OVERRIDE = flags.DEFINE_multi_string("override", [], "--config.KEY=VALUE for both runs.")
   _KILLS = flags.DEFINE_integer("kills", 3, "Number of kills.")
+  _SIGNAL = flags.DEFINE_enum("signal", "KILL", ["KILL", "TERM", "INT"], "Signal of the kills.")
   _SEED = flags.DEFINE_integer("seed", 0, "Seed of the times.")
   _OUT = flags.DEFINE_string("out", None, "Output folder of the two runs.", required=True)
   commands.run(main)

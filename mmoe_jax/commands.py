@@ -65,12 +65,17 @@ def run(main: Callable[[list[str]], None], resumes: bool = False) -> None:
       if text is None:
         raise
       _fail(UserError(text))
-    except (KeyboardInterrupt, preemption.Preempted):
+    except KeyboardInterrupt:
       end()
+    except preemption.Preempted:
+      _print("\ninterrupted; the same command resumes")
+      _leave_hosts()
+      # Libraries end their processes and threads, which must not take long.
+      preemption.exit_soon()
+      sys.exit(preemption.EXIT_STATUS)
 
   def end() -> NoReturn:
     _print(f"\ninterrupted; {'the same command resumes' if resumes else 'ended'}")
-    _leave_hosts()
     # Saving threads must not delay a Ctrl-C.
     os._exit(preemption.EXIT_STATUS if resumes else 130)
 

@@ -2,8 +2,10 @@
 
 import json
 import operator
+import signal
 import socket
 import subprocess
+import time
 
 import jax
 import numpy as np
@@ -75,6 +77,14 @@ def host_config(prepared, optimizer):
 
 def train_on_two_hosts(config, workdir, virtual_devices, **settings):
   """Trains in two processes; returns what each printed."""
+  hosts = start_two_hosts(config, workdir, virtual_devices, **settings)
+  outputs = [host.communicate(timeout=200)[0] for host in hosts]
+  assert [host.returncode for host in hosts] == [0, 0]
+  return outputs
+
+
+def start_two_hosts(config, workdir, virtual_devices, **settings):
+  """Starts two processes that train together."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -88,7 +98,7 @@ def train_on_two_hosts(config, workdir, virtual_devices, **settings):
   words += [f"--config.{key}={value}" for key, value in settings.items()]
   cluster = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
   cluster["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={virtual_devices}"
-  hosts = [
+  return [
     subprocess.Popen(
       words,
       cwd=ROOT,
@@ -99,9 +109,6 @@ def train_on_two_hosts(config, workdir, virtual_devices, **settings):
     )
     for i in range(2)
   ]
-  outputs = [host.communicate(timeout=200)[0] for host in hosts]
-  assert [host.returncode for host in hosts] == [0, 0]
-  return outputs
 
 
 def test_two_hosts_equal_one(prepared, tmp_path):
@@ -149,3 +156,25 @@ def test_an_unused_accelerator_gives_a_warning(monkeypatch, capsys, tmp_path):
 
 def test_devices_are_described_by_number_and_kind():
   assert parallel.describe_devices(jax.devices()[:3]) == "3 x cpu"
+
+
+@pytest.mark.slow
+def test_two_hosts_stop_together_at_a_signal_to_one(prepared, tmp_path):
+  config = host_config(prepared, "sgd")
+  config.train.epochs, config.train.batch_size = 2, 6  # 334 steps: two segments.
+  train_on_two_hosts(config, tmp_path / "whole", 1)
+  hosts = start_two_hosts(config, tmp_path / "cut", 1)
+  log = tmp_path / "cut" / "metrics.jsonl"
+  deadline = time.monotonic() + 120
+  while time.monotonic() < deadline and not (log.exists() and log.read_text()):
+    time.sleep(0.01)
+  hosts[1].send_signal(signal.SIGTERM)
+  for host in hosts:
+    host.communicate(timeout=60)
+  assert [host.returncode for host in hosts] == [75, 75]
+  assert not (tmp_path / "cut" / "results.json").exists()
+  train_on_two_hosts(config, tmp_path / "cut", 1)
+  whole, cut = (checkpoint.read_arrays(str(tmp_path / name)) for name in ("whole", "cut"))
+  assert whole.keys() == cut.keys()
+  for name in whole:
+    np.testing.assert_array_equal(whole[name], cut[name], err_msg=name)

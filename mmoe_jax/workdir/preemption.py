@@ -18,7 +18,7 @@ from typing import Any
 
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes.
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_LEAVE_SECONDS = 3.0  # From a signal outside of `deferred` to the end, at the latest.
+_LEAVE_SECONDS = 3.0  # To the end of the process when nothing is in hand, at the latest.
 _REPEAT_SECONDS = 0.3  # `timeout` and `mpirun` send each signal twice.
 
 _requested = threading.Event()
@@ -73,6 +73,13 @@ def deferred() -> Iterator[None]:
     _deferring -= 1
 
 
+def exit_soon() -> None:
+  """Ends the process after some seconds, if it has not ended until then."""
+  timer = threading.Timer(_LEAVE_SECONDS, lambda: os._exit(EXIT_STATUS))
+  timer.daemon = True
+  timer.start()
+
+
 def _interrupt(*_: Any) -> None:
   """Raises KeyboardInterrupt in the main thread where nothing is to be saved."""
   if not _deferring and not _interrupted.is_set():
@@ -94,9 +101,7 @@ def _receive(reader: int) -> None:
         _requested.set()
         _print("stopping after the part in hand; a second signal ends at once")
       else:
-        timer = threading.Timer(_LEAVE_SECONDS, lambda: os._exit(EXIT_STATUS))
-        timer.daemon = True
-        timer.start()
+        exit_soon()
     elif now - first > _REPEAT_SECONDS:
       _print("ended at once; the same command resumes from the last save")
       os._exit(128 + number)
