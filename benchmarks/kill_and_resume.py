@@ -2,7 +2,7 @@
 
   python -m benchmarks.kill_and_resume --config configs/census.py --kills 3 --out runs/killed
 
-With `--signal TERM` the run stops by itself, saves and exits with 75, see docs/usage.md#resuming.
+With `--signal TERM` the run saves and exits with 75, see docs/usage.md#resuming.
 Fails unless all arrays of the last checkpoints (parameters, optimizer state, best variables) are
 bitwise identical.
 """
