@@ -1,10 +1,12 @@
 """Settings and fixtures of all tests: 8 virtual CPU devices, no implicit rank promotion."""
 
 import atexit
+import ctypes
 import gc
 import math
 import os
 import shutil
+import sys
 import tempfile
 
 from tests import FAST_COMPILE
@@ -33,7 +35,7 @@ from data_prep import census_income
 from mmoe_jax.training import loop, population
 from tests import census_rows, programs
 
-# Tracing allocates many objects that live long; memory is bounded per module, below.
+# Tracing allocates many objects that live long; memory is bounded below.
 gc.set_threshold(50_000, 20, 100)
 # (B,) + (B, 1) is a bug that broadcasting would hide.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -42,20 +44,26 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Objects of imported modules stay: collections need not look at them.
 gc.freeze()
 
+STATM = "/proc/self/statm"  # Memory of this process on Linux, in pages.
+# With a GPU, a process is always large: each test would compile its programs again.
+OFTEN = os.path.exists(STATM) and os.environ["JAX_PLATFORMS"] == "cpu"
 
-@pytest.fixture(scope="module", autouse=True)
+
+@pytest.fixture(scope="function" if OFTEN else "module", autouse=True)
 def _bounded_memory():
   """Frees compiled programs where a worker is large; it otherwise grows to 4 GiB."""
   yield
   if _resident_gib() > 1.0:
     jax.clear_caches()
     gc.collect()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+      trim(0)  # The C library otherwise keeps most of the freed memory.
 
 
 def _resident_gib() -> float:
   """Returns the memory of this process; infinity where the system does not report it."""
   try:
-    with open("/proc/self/statm", encoding="ascii") as file:
+    with open(STATM, encoding="ascii") as file:
       return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30
   except OSError:
     return math.inf
