@@ -180,15 +180,16 @@ def model_with_norm(name, norm, **settings):
   ids = np.stack([rng.integers(0, size, 8) for size in SIZES], 1).astype(np.int32)
   numeric = rng.normal(size=(8, NUMBERS)).astype(np.float32)
   features = {"ids": ids, "numeric": numeric}
-  variables = model.init(jax.random.key(1), features)
+  variables = jax.jit(model.init)(jax.random.key(1), features)
   variables = {k: v for k, v in variables.items() if k in ("params", "batch_stats")}
   return model, variables, features
 
 
 def assert_same_scores(score, model, variables, features):
+  apply = jax.jit(model.apply)
   for rows in (8, 1):
     some = {key: values[:rows] for key, values in features.items()}
-    expected = 1 / (1 + np.exp(-model.apply(variables, some)))
+    expected = 1 / (1 + np.exp(-apply(variables, some)))
     np.testing.assert_allclose(score(some), expected, atol=1e-6)
 
 
