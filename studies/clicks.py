@@ -22,9 +22,10 @@ from data_prep import clicks, preparation, splitting
 from data_prep.spec import Column, read_spec
 from mmoe_jax import cache, commands, data, parallel
 from mmoe_jax.errors import require
+from mmoe_jax.evaluation import statistics
 from mmoe_jax.files import write_atomically
 from mmoe_jax.prediction.predictor import Predictor
-from studies import resumable, statistics
+from studies import resumable
 
 MODELS = ("shared_bottom", "mmoe", "ple", "aitm", "esmm")
 BASELINE = "mmoe"

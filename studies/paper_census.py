@@ -21,10 +21,10 @@ from configs import census
 from mmoe_jax import cache, commands, data, parallel
 from mmoe_jax.config import override
 from mmoe_jax.errors import require, require_known
-from mmoe_jax.evaluation import tables
+from mmoe_jax.evaluation import statistics, tables
 from mmoe_jax.files import write_atomically, write_json
 from mmoe_jax.training import search
-from studies import plots, published, resumable, statistics
+from studies import plots, published, resumable
 from studies.paper_census_tables import format_tables
 from studies.progress import Progress
 

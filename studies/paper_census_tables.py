@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmoe_jax.evaluation import tables
-from studies import published, statistics
+from mmoe_jax.evaluation import statistics, tables
+from studies import published
 
 BASELINE = "mmoe"
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from data_prep import synthetic
-from mmoe_jax.evaluation import tables
-from studies import published, statistics
+from mmoe_jax.evaluation import statistics, tables
+from studies import published
 
 METRIC = "mse"
 

@@ -2,9 +2,8 @@
 
 import functools
 import itertools
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,10 +11,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmoe_jax import data, parallel
-from mmoe_jax.errors import UserError, require, require_known
+from mmoe_jax.errors import UserError, require_known
 from mmoe_jax.evaluation import evaluate, gate_statistics
 from mmoe_jax.evaluation.gate_statistics import PREFIX, similarity_name
 from mmoe_jax.prediction.predictor import Predictor
+from mmoe_jax.prediction.splits import data_folder, load_split
 from mmoe_jax.workdir import contract, logs
 
 COLUMNS = ("age", "sex", "education")  # Default columns, where the data has them.
@@ -52,14 +52,12 @@ def measure_gates(
   require_known(split, data.SPLITS, "--split")
   predictor = Predictor(workdir, member)
   config = ConfigDict(contract.read_config(workdir))
-  directory = data_dir or config.data_dir
-  path = os.path.join(directory, data.SCHEMA_FILE)
-  require(
-    os.path.exists(path), f"{directory}: contains no prepared data; pass its folder as --data"
-  )
+  directory = data_folder(workdir, data_dir)
   data.verify(directory)
-  groups = _group_rows(directory, split, data.restore_schema(path), by)
-  features, rows = _load_features(directory, config, split, predictor, workdir)
+  full = data.restore_schema(os.path.join(directory, data.SCHEMA_FILE))
+  groups = _group_rows(directory, split, full, by)
+  loaded = load_split(directory, split, predictor)
+  features, rows = loaded.features, len(loaded)
   predict = parallel.jit(evaluate.make_predict_with_gates(predictor.model))
   _, gates_TxNxE = predict(predictor.variables, evaluate.to_chunks(features))
   if gates_TxNxE is None:
@@ -137,21 +135,6 @@ def _format_range(numbers: np.ndarray) -> str:
   if low % 1 or high % 1 or low < 0:
     return f"{low:,.3g} to {high:,.3g}"
   return f"{low:,.0f}-{high:,.0f}"
-
-
-def _load_features(
-  directory: str, config: Any, split: str, predictor: Predictor, workdir: str
-) -> tuple[Mapping[str, np.ndarray], int]:
-  """Returns features and number of rows of a split, encoded as in the run."""
-  budget = math.inf if split == "train" else data.memory_budget(config.train.memory_gib)
-  schema, splits = data.load(directory, **config.data, budget=budget)
-  for part in ("id_features", "numeric"):
-    require(
-      getattr(schema, part) == getattr(predictor.schema, part),
-      f"{directory}: prepared differently from the data of the run in {workdir}; pass the folder "
-      "that it was trained on as --data",
-    )
-  return splits[split].features, len(splits[split])
 
 
 def _group_rows(

@@ -6,7 +6,7 @@ import scipy.stats
 import sklearn.metrics
 
 from mmoe_jax.errors import UserError
-from studies import statistics
+from mmoe_jax.evaluation import statistics
 from tests import reference
 
 
