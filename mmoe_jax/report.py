@@ -1,4 +1,7 @@
-"""Prints the results of a finished run: python -m mmoe_jax.report --workdir DIR."""
+"""Prints the results of a finished run: python -m mmoe_jax.report --workdir DIR.
+
+With --html FILE it writes one self-contained page instead, about a run, a population or a search.
+"""
 
 from absl import flags
 
@@ -8,8 +11,16 @@ from mmoe_jax.workdir import contract
 
 
 def main(argv: list[str]) -> None:
-  """Prints the table of a run, or of a population."""
+  """Prints the table of a run, or of a population; or writes the page."""
   del argv
+  if _HTML.value:
+    from mmoe_jax import cache
+    from mmoe_jax.html_report.page import write_report
+
+    cache.keep_programs()
+    examples = _EXAMPLES.value
+    print(write_report(_WORKDIR.value, _HTML.value, _DATA.value, _MEMBER.value, examples))
+    return
   results = contract.read_results(_WORKDIR.value)
   format_table = format_population if contract.MEMBERS in results else format_results
   print(format_table(results, _WORKDIR.value))
@@ -17,4 +28,12 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   _WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run.", required=True)
+  _HTML = flags.DEFINE_string("html", "", "HTML file to write, instead of printing the table.")
+  _DATA = flags.DEFINE_string("data", "", "Prepared data for --html; that of the run, if empty.")
+  _MEMBER = flags.DEFINE_integer(
+    "member", None, "Member for --html, if WORKDIR is a population's; the best one by default."
+  )
+  _EXAMPLES = flags.DEFINE_boolean(
+    "examples", True, "Whether the page of --html contains five test rows to start from."
+  )
   commands.run(main)

@@ -4,7 +4,7 @@ Colours are classes of style.css, so that they follow dark mode and print. Chart
 wide, about the width of a phone, so that their texts stay readable there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +13,9 @@ from mmoe_jax.html_report.markup import Html, escape
 from mmoe_jax.html_report.scales import Scale, fixed
 
 WIDTH = 360
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 10, 10, 40
+_RIGHT, _TOP, _BOTTOM = 12, 10, 40
 _LABEL = 132  # Width of the texts left of bars.
-_LONGEST = 21  # Characters of such a text.
+_LONGEST = 19  # Characters of such a text.
 _MOST_MARKS = 30  # More points are drawn as a line alone.
 
 
@@ -50,11 +50,12 @@ class Bar(NamedTuple):
   text: str
 
 
-def picture(title: str, description: str, height: float, *content: Any) -> Html:
+def picture(title: str, description: str, height: float, *content: Any, class_: str = "") -> Html:
   """Returns an SVG with a text alternative."""
+  name = escape(title)
   return Html(
-    f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}">'
-    f"<title>{escape(title)}</title><desc>{escape(description)}</desc>{''.join(content)}</svg>"
+    f'<svg class="{class_}" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{name}">'
+    f"<title>{name}</title><desc>{escape(description)}</desc>{''.join(content)}</svg>"
   )
 
 
@@ -83,41 +84,52 @@ def line_chart(
     height: height in units.
   """
   right, bottom = WIDTH - _RIGHT, height - _BOTTOM
-  at_x = lambda v: _LEFT + x.place(v) * (right - _LEFT)
+  left = 12 + 6.5 * max(map(len, y.texts)) + (14 if labels[1] else 0)
+  at_x = lambda v: left + x.place(v) * (right - left)
   at_y = lambda v: bottom - y.place(v) * (bottom - _TOP)
-  parts = _axes(x, y, labels, at_x, at_y, bottom, right)
+  parts = _axes(x, y, labels, at_x, at_y, (left, right, bottom))
   if diagonal:
-    parts.append(_line("context", _LEFT, bottom, right, _TOP))
+    parts.append(_line("context", left, bottom, right, _TOP))
   if mark is not None:
     place = at_x(mark[0])
-    anchor = "end" if place > WIDTH / 2 else "start"
-    shift = -4 if anchor == "end" else 4
+    anchor, shift = ("end", -4) if place > WIDTH / 2 else ("start", 4)
     parts.append(_line("context", place, _TOP, place, bottom))
-    parts.append(_text(place + shift, bottom - 6, mark[1], anchor, "note"))
+    # Where lines do not cover it, most likely.
+    is_low = np.nanmean([y.place(float(s.y[-1])) for s in series]) > 0.5
+    height_of = bottom - 6 if is_low else _TOP + 10
+    parts.append(_text(place + shift, height_of, mark[1], anchor, "note"))
   for each in series:
     parts += _draw_series(each, at_x, at_y)
-  return picture(title, description, height, *parts)
+  many = sum(not each.faint for each in series) > 1
+  return picture(title, description, height, *parts, class_="many" if many else "")
 
 
 def _axes(
-  x: Scale, y: Scale, labels: tuple[str, str], at_x: Any, at_y: Any, bottom: float, right: float
+  x: Scale,
+  y: Scale,
+  labels: tuple[str, str],
+  at_x: Callable[[float], float],
+  at_y: Callable[[float], float],
+  box: tuple[float, float, float],
 ) -> list[str]:
+  """Draws axes with ticks and labels in a box of left, right and lower end."""
+  left, right, bottom = box
   parts = []
   for tick, text in zip(y.ticks, y.texts, strict=True):
     place = at_y(tick)
-    parts.append(_line("grid", _LEFT, place, right, place))
-    parts.append(_text(_LEFT - 6, place + 3.5, text, "end"))
+    parts.append(_line("grid", left, place, right, place))
+    parts.append(_text(left - 6, place + 3.5, text, "end"))
   last = -100.0
   for tick, text in zip(x.ticks, x.texts, strict=True):
     place = at_x(tick)
     parts.append(_line("tick", place, bottom, place, bottom + 4))
-    half = 3.2 * len(text)
+    half = 3.5 * len(text)
     if place - half > last + 4:  # A text that would overlap is left out.
       anchor = "end" if place + half > WIDTH else "middle"
       parts.append(_text(min(place, WIDTH), bottom + 16, text, anchor))
       last = place + half
-  parts.append(_line("axis", _LEFT, bottom, right, bottom))
-  parts.append(_text((_LEFT + right) / 2, bottom + 33, labels[0], class_="label"))
+  parts.append(_line("axis", left, bottom, right, bottom))
+  parts.append(_text((left + right) / 2, bottom + 33, labels[0], class_="label"))
   height = (bottom + _TOP) / 2
   parts.append(
     f'<text class="label" transform="translate(9 {height}) rotate(-90)" text-anchor="middle">'
@@ -199,7 +211,7 @@ def heat_map(
   label: str,
   style: int = 0,
 ) -> Html:
-  """Draws values from 0 on as depths of one colour, with numbers where there is room."""
+  """Draws values from 0 on as depths of one colour, with numbers where they fit."""
   row = 22
   cell = (WIDTH - _LABEL) / len(columns)
   bottom = 20 + row * len(rows)
@@ -220,7 +232,7 @@ def heat_map(
         f'height="{row - 1}" fill-opacity="{0.06 + 0.94 * share:.2f}"/>'
       )
       if cell >= 24:
-        contrast = "on-dark" if share > 0.45 else "on-light"
+        contrast = "on-dark" if share > 0.6 else "on-light"
         text = _short_share(float(value))
         parts.append(_text(x + cell / 2, y + 15, text, class_=contrast))
   parts.append(_text((_LABEL + WIDTH) / 2, bottom + 16, label, class_="label"))

@@ -107,11 +107,6 @@ class RunFacts:
     """Tasks of the run."""
     return self.predictor.schema.tasks
 
-  @property
-  def has_gates(self) -> bool:
-    """Whether the log has gates."""
-    return any(key.startswith("gates/") for record in self.records for key in record)
-
 
 def collect(workdir: str, data_dir: str = "", member: int | None = None) -> RunFacts:
   """Collects the facts about a finished run.

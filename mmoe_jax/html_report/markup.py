@@ -48,6 +48,12 @@ def paragraph(*content: Any, class_: str | None = None) -> Html:
   return element("p", *content, class_=class_)
 
 
+def with_code(text: str) -> Html:
+  """Returns a text whose parts between backticks are code."""
+  parts = text.split("`")
+  return join([element("code", part) if i % 2 else part for i, part in enumerate(parts)])
+
+
 def table(
   header: Sequence[Any],
   rows: Sequence[Sequence[Any]],
