@@ -5,9 +5,10 @@ values of a column are permuted between rows. Cost of unknown values: how much w
 no row has a known value there.
 
 All columns, permutations and tasks are one compiled program: a map over columns of a vmap over
-permutations. A column's inputs change together: its ids, numbers, bins and crosses.
+permutations and unknown values. A column's inputs change together: ids, numbers, bins, crosses.
 
-Shape letters: N rows, F columns of ids, D numeric inputs, T tasks, C raw columns, R permutations.
+Shape letters: N rows, F columns of ids, D numeric inputs, T tasks, C raw columns, R permutations,
+V variants: the permutations, and unknown values.
 """
 
 from collections.abc import Callable, Sequence
@@ -89,16 +90,16 @@ def _number_sources(schema: data.Schema) -> list[tuple[str, bool]]:
 def make_measure(model: Any, schema: data.Schema) -> Callable[..., Effects]:
   """Returns measure(variables, features, labels, permutations), to be compiled as one program.
 
-  `features` has `ids` (N, F) and `numeric` (N, D) on the device, `labels` is (N, T), NaN where
-  missing, `permutations` (R, N) int32; every column uses the same ones.
+  `features` has `ids` (N, F) and `numeric` (N, D), `labels` is (N, T), NaN where missing,
+  `permutations` (R, N) int32; every column uses the same ones.
   """
   columns = columns_of(schema)
   logits_of = evaluate.make_predict(model)
   crosses = [f for f in schema.id_features if f.kind == "cross"]
 
-  def score(variables: Any, ids_NxF: Array, numeric_NxD: Array, labels_NxT: Array) -> Array:
-    ids_NxF = _with_crosses(schema, crosses, ids_NxF)
-    chunks = _to_chunks({"ids": ids_NxF, "numeric": numeric_NxD})
+  def score(variables: Any, features: dict[str, Array], labels_NxT: Array) -> Array:
+    ids_NxF = _with_crosses(schema, crosses, features["ids"])
+    chunks = _to_chunks({**features, "ids": ids_NxF})
     logits_NxO = logits_of(variables, chunks)[: len(labels_NxT)]
     return _metrics(schema.tasks, logits_NxO, labels_NxT)
 
@@ -106,31 +107,39 @@ def make_measure(model: Any, schema: data.Schema) -> Callable[..., Effects]:
     variables: Any, features: dict[str, Array], labels_NxT: Array, permutations_RxN: Array
   ) -> Effects:
     ids_NxF, numeric_NxD = features["ids"].astype(jnp.int32), features["numeric"]
+    # Other values of every input: those of permuted rows, then unknown ones.
+    ids_VxNxF = _append(ids_NxF[permutations_RxN], columns.unknown_ids_F)
+    numeric_VxNxD = _append(numeric_NxD[permutations_RxN], columns.unknown_numbers_D)
 
-    def with_other(masks: tuple[Array, Array], ids: Array, numeric: Array) -> Array:
+    def of_column(masks: tuple[Array, Array]) -> Array:
       is_id_F, is_number_D = masks
-      changed = jnp.where(is_id_F[None], ids, ids_NxF)
-      return score(
-        variables, changed, jnp.where(is_number_D[None], numeric, numeric_NxD), labels_NxT
-      )
 
-    def of_column(masks: tuple[Array, Array]) -> tuple[Array, Array]:
-      permuted_RxT = jax.vmap(
-        lambda rows_N: with_other(masks, ids_NxF[rows_N], numeric_NxD[rows_N])
-      )(permutations_RxN)
-      unknown_T = with_other(
-        masks,
-        jnp.asarray(columns.unknown_ids_F)[None],
-        jnp.asarray(columns.unknown_numbers_D)[None],
-      )
-      return permuted_RxT, unknown_T
+      def with_other(ids: Array, numeric: Array) -> Array:
+        changed = {
+          "ids": jnp.where(is_id_F[None], ids, ids_NxF),
+          "numeric": jnp.where(is_number_D[None], numeric, numeric_NxD),
+        }
+        return score(variables, changed, labels_NxT)
 
-    masks = (jnp.asarray(columns.has_ids_CxF), jnp.asarray(columns.has_numbers_CxD))
+      return jax.vmap(with_other)(ids_VxNxF, numeric_VxNxD)
+
+    # The last column has no input, so that nothing changes.
+    masks = (_with_none(columns.has_ids_CxF), _with_none(columns.has_numbers_CxD))
     # Columns one at a time: together they would need the activations of C · R · N rows.
-    permuted_CxRxT, unknown_CxT = jax.lax.map(of_column, masks)
-    return Effects(score(variables, ids_NxF, numeric_NxD, labels_NxT), permuted_CxRxT, unknown_CxT)
+    metrics_CxVxT = jax.lax.map(of_column, masks)
+    return Effects(metrics_CxVxT[-1, -1], metrics_CxVxT[:-1, :-1], metrics_CxVxT[:-1, -1])
 
   return measure
+
+
+def _append(values_RxNxF: Array, last_F: np.ndarray) -> Array:
+  """Appends a variant in which every row has the same values."""
+  shape = (1, *values_RxNxF.shape[1:])
+  return jnp.concatenate([values_RxNxF, jnp.broadcast_to(jnp.asarray(last_F), shape)])
+
+
+def _with_none(masks_CxF: np.ndarray) -> Array:
+  return jnp.asarray(np.concatenate([masks_CxF, np.zeros_like(masks_CxF[:1])]))
 
 
 def worsening(tasks: Sequence[data.Task], base_T: np.ndarray, changed: np.ndarray) -> np.ndarray:

@@ -100,10 +100,10 @@ def figure(title: str, note: Any, chart: Html, legend: Html | str = "", data: An
   return element("figure", element("figcaption", *caption), legend, chart, *numbers)
 
 
-def legend(labels: Sequence[str], first: int = 0) -> Html:
-  """Returns names of series with their marks, as charts.py draws them."""
+def legend(labels: Sequence[str], first: int = 0, kind: str = "line") -> Html:
+  """Returns names of series with their keys, a `line` or a `dot`, as charts.py draws them."""
   items = [
-    element("li", element("i", class_=f"key s{(first + i) % 6}", aria_hidden="true"), label)
+    element("li", element("i", class_=f"key {kind} s{(first + i) % 6}", aria_hidden="true"), label)
     for i, label in enumerate(labels)
   ]
   return element("ul", *items, class_="legend")

@@ -62,14 +62,14 @@ def write_report(
     require(member is None, f"--member={member}: {workdir} holds a search, not a population")
     text = _search_page(workdir)
   else:
-    text = _run_page(collect(workdir, data_dir, member), examples)
+    text = run_page(collect(workdir, data_dir, member), examples)
   size = len(text.encode())
   require(size <= MOST_BYTES, f"{workdir}: the page would take {size / 1e6:.1f} MB, more than 3 MB")
   write_atomically(out, text)
   return f"{out}: {size / 1e6:.2f} MB, opens in any browser without a network"
 
 
-def _run_page(facts: RunFacts, examples: bool) -> str:
+def run_page(facts: RunFacts, examples: bool = True) -> str:
   """Returns the page about a run, or about a member of a population."""
   others = _curves_of_others(facts)
   found: list[_Section] = [

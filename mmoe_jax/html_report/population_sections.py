@@ -75,4 +75,4 @@ def _spread(facts: RunFacts, name: str, splits: list[str], converged: list[Any])
   task, metric = name.split("/")
   title = f"{task}: {numbers.metric_name(metric)} of the members"
   chart = charts.line_chart(title, description, series, x, y, ("member", ""))
-  return figure(title, f"{description}.", chart, legend(list(values)))
+  return figure(title, f"{description}.", chart, legend(list(values), kind="dot"))

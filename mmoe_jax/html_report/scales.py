@@ -44,13 +44,16 @@ def fixed(low: float, high: float, ticks: Sequence[float], texts: Sequence[str])
 
 
 def log(low: float, high: float) -> Scale:
-  """Returns a logarithmic scale; values must be above 0."""
-  first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
-  last = max(last, first + 1)
-  ticks = [10.0**e for e in range(first, last + 1)]
-  if last - first <= 2:
-    ticks = [m * 10.0**e for e in range(first, last) for m in (1, 2, 5)] + [10.0**last]
-  return Scale(lambda v: (math.log10(v) - first) / (last - first), ticks, [f"{t:g}" for t in ticks])
+  """Returns a logarithmic scale between round ends; values must be above 0."""
+  decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+  known = [m * 10.0**e for e in decades for m in (1, 2, 5)]
+  first = max(t for t in known if t <= low * (1 + 1e-9))
+  last = min(t for t in known if t >= high * (1 - 1e-9) and t > first * 1.5)
+  ticks = [t for t in known if first <= t <= last]
+  if len(ticks) > 8:
+    ticks = [t for t in ticks if f"{t:e}".startswith("1.")]
+  span = math.log10(last / first)
+  return Scale(lambda v: math.log10(v / first) / span, ticks, [f"{t:g}" for t in ticks])
 
 
 def log_odds(low: float, high: float) -> Scale:

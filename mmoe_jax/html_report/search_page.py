@@ -170,6 +170,9 @@ def _trials_section(search: Search) -> Html:
   by_number = sorted(search.finished, key=lambda trial: trial["number"])
   x, y = [t["number"] for t in by_number], [t["value"] for t in by_number]
   best = [max(y[: i + 1]) for i in range(len(y))]
+  ends = [*x[1:], x[-1]]  # The best so far stays until the next trial.
+  step_x = [place for pair in zip(x, ends, strict=True) for place in pair]
+  step_y = [value for value in best for _ in range(2)]
   title = "Validation value by trial"
   description = (
     f"From {numbers.text(min(y), 5)} to {numbers.text(max(y), 5)}; the best is trial "
@@ -180,7 +183,7 @@ def _trials_section(search: Search) -> Html:
   chart = charts.line_chart(
     title,
     description,
-    [Series(x, best, 1, faint=True), Series(x, y, 0, line=False)],
+    [Series(step_x, step_y, 1, faint=True), Series(x, y, 0, line=False)],
     scales.fixed(0, last, ticks, list(map(str, ticks))),
     scales.linear(min(y), max(y)),
     ("trial", ""),
@@ -208,11 +211,16 @@ def _settings_section(search: Search) -> Html:
   values = [trial["value"] for trial in search.finished]
   ranges = {key: (low, high, is_log) for key, low, high, is_log in _ranges(search)}
   y = scales.linear(min(values), max(values))
+  drawn: list[list[float]] = []
   for key in search.keys:
-    found = [_float(trial["settings"][key]) for trial in search.finished]
+    found = _values_of(search, key)
     if any(math.isnan(v) for v in found):
       figures.append(_choices(search, key))
       continue
+    if found in drawn:  # A key that always has the value of another one.
+      continue
+    drawn.append(found)
+    same = [k for k in search.keys if k != key and _values_of(search, k) == found]
     low, high, is_log = ranges.get(key, (min(found), max(found), False))
     low, high = min(low, *found), max(high, *found)
     x = scales.log(low, high) if is_log and low > 0 else scales.linear(low, high)
@@ -220,15 +228,20 @@ def _settings_section(search: Search) -> Html:
     description = (
       f"The best trial has {found[0]:.4g}; tried from {min(found):.4g} to {max(found):.4g}."
     )
+    description += f" The same values: {numbers.sentence(same)}." if same else ""
     series = [
       Series(found, values, 0, line=False),
       Series(found[:1], values[:1], 1, line=False),
     ]
     chart = charts.line_chart(title, description, series, x, y, (key, ""))
-    figures.append(figure(title, description, chart, legend(["trials", "the best"])))
+    figures.append(figure(title, description, chart, legend(["trials", "the best"], kind="dot")))
   return section(
     "settings-tried", "Settings that were tried", element("div", *figures, class_="grid")
   )
+
+
+def _values_of(search: Search, key: str) -> list[float]:
+  return [_float(trial["settings"][key]) for trial in search.finished]
 
 
 def _choices(search: Search, key: str) -> Html:
@@ -267,8 +280,8 @@ def _ranges(search: Search) -> list[tuple[str, float, float, bool]]:
   space: Mapping[str, Sequence[Any]] = search.config["search"]["space"]
   for keys, domain in space.items():
     for key in keys.split("+"):
-      if domain and domain[0] in ("log", "uniform", "int", "log_int") and len(domain) >= 3:
-        found.append((key, float(domain[1]), float(domain[2]), domain[0].startswith("log")))
+      if domain[0] in ("log", "uniform", "int"):
+        found.append((key, float(domain[1]), float(domain[2]), domain[0] == "log"))
   return found
 
 
