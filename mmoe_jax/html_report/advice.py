@@ -63,17 +63,39 @@ def _learn_slower(facts: RunFacts) -> Iterator[Advice]:
     )
 
 
+def _no_better_than_chance(facts: RunFacts) -> Iterator[Advice]:
+  for task in facts.tasks:
+    metric = main_metric(task)
+    found = facts.intervals.get(task.name, {}).get(metric)
+    chance = {"auc": 0.5, "r2": 0.0}.get(metric)
+    if found and chance is not None and found.low <= chance:
+      yield Advice(
+        f"The scores of {task.name} are not better than chance",
+        f"Its {numbers.metric_name(metric)} on test rows is {numbers.text(found.value)} (95 % "
+        f"interval {numbers.interval(found.low, found.high)}), where {chance:g} needs no model. "
+        "Train longer, or look for columns that say something about this task.",
+        "The test interval of AUC reaches down to 0.5, or that of R² down to 0.",
+      )
+
+
 def _overfitting(facts: RunFacts) -> Iterator[Advice]:
+  found = []
   for task in facts.tasks:
     gap = _gap(facts, task)
-    if gap is not None and gap > GAP:
-      yield Advice(
-        f"Overfitting of {task.name}",
-        f"Its {numbers.metric_name(main_metric(task))} is {numbers.text(gap)} better on train rows "
-        "than on test rows. Try more dropout (`--config.model.tower_dropout` and the other rates "
-        "there), `--config.optimizer.dense.weight_decay`, or a smaller model.",
-        f"Train minus test above {GAP} in the main metric.",
-      )
+    interval = facts.intervals.get(task.name, {}).get(main_metric(task))
+    noise = (interval.high - interval.low) / 2 if interval else 0.0
+    if gap is not None and gap > max(GAP, noise):
+      metric = numbers.metric_name(main_metric(task))
+      found.append(f"{task.name} by {numbers.text(gap)} ({metric})")
+  if found:
+    yield Advice(
+      "Overfitting",
+      f"Train rows are better than test rows: {numbers.sentence(found)}. Try more dropout "
+      "(`--config.model.tower_dropout` and the other rates there), "
+      "`--config.optimizer.dense.weight_decay`, or a smaller model.",
+      f"Train minus test in the main metric is above {GAP}, and above half the width of the test "
+      "interval.",
+    )
 
 
 def _underfitting(facts: RunFacts) -> Iterator[Advice]:
@@ -134,7 +156,7 @@ def _idle_experts(facts: RunFacts) -> Iterator[Advice]:
   idle = [e for e in range(experts) if all(mean(task, e) < bound for task in tasks)]
   if idle:
     yield Advice(
-      f"{len(idle)} of {experts} experts are hardly used",
+      f"Hardly used: {len(idle)} of {experts} experts",
       f"Expert {numbers.sentence(list(map(str, idle)))}: no task gives it a mean weight above "
       f"{bound:.3g}. Fewer experts would do, or `--config.model.gate_dropout` could spread the "
       "load.",
@@ -206,7 +228,7 @@ def _idle_columns(facts: RunFacts) -> Iterator[Advice]:
   if idle and len(idle) < len(facts.effects.names):
     shown = numbers.sentence(idle[:8]) + (f" and {len(idle) - 8} more" if len(idle) > 8 else "")
     yield Advice(
-      f"{len(idle)} columns hardly matter",
+      f"Columns that hardly matter: {len(idle)}",
       f"Shuffling {shown} changes no task's metric by more than noise. A model without them "
       "(`--config.data.exclude`) may be as good, and simpler to serve.",
       "The mean change is below 2 standard deviations between permutations or below 0.0001, and "
@@ -274,7 +296,15 @@ def _diverged(facts: RunFacts) -> Iterator[Advice]:
 
 
 RULES: tuple[Callable[[RunFacts], Iterator[Advice]], ...] = (
-  *(_diverged, _train_longer, _learn_slower, _leak, _overfitting, _collapsed_gates),
+  *(
+    _diverged,
+    _no_better_than_chance,
+    _train_longer,
+    _learn_slower,
+    _leak,
+    _overfitting,
+    _collapsed_gates,
+  ),
   *(_uniform_gates, _calibration, _shifted, _few_rows, _underfitting, _idle_experts),
   *(_unknown_values, _idle_columns, _one_seed),
 )

@@ -15,7 +15,7 @@ from mmoe_jax.html_report.scales import Scale, fixed
 WIDTH = 360
 _RIGHT, _TOP, _BOTTOM = 12, 10, 40
 _LABEL = 132  # Width of the texts left of bars.
-_LONGEST = 19  # Characters of such a text.
+_LONGEST = 18  # Characters of such a text.
 _MOST_MARKS = 30  # More points are drawn as a line alone.
 
 

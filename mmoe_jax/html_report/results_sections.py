@@ -25,6 +25,7 @@ from mmoe_jax.html_report.markup import (
 
 _LOSS = {"binary": "log_loss", "multiclass": "log_loss", "regression": "mse"}
 _ROC_DRAWS = 200
+_EXTREME = 0.05  # Probabilities closer to 0 or 1 are drawn by their log-odds.
 _MOST_CLASSES = 4  # Classes with a ROC curve each.
 
 
@@ -283,23 +284,26 @@ def _calibration(
   binary: Sequence[tuple[str, np.ndarray, np.ndarray]],
 ) -> Html:
   series, rows, errors = [], [], []
-  low, high = 1.0, 0.0
   for i, (name, scores_N, labels_N) in enumerate(binary):
     found = statistics.calibration(scores_N[known_N], labels_N[known_N])
     series.append(Series(found.predicted, found.observed, style + i, found.low, found.high))
     errors.append(f"{name} {numbers.percent(found.error, 2)}")
-    low = min(low, float(found.predicted.min()))
-    high = max(high, float(found.predicted.max()))
     for p, o, a, b, n in zip(*found, strict=True):
       cells = [f"{100 * v:.3g} %" for v in (p, o)]
       rows.append([name, *cells, f"{100 * a:.3g} to {100 * b:.3g} %", f"{n:,}"])
-  axis = scales.log_odds(max(low, 1e-4), min(high, 1 - 1e-4))
   title = f"{task.name}: calibration"
   mean = numbers.sentence(errors)
-  note = (
-    f"On the diagonal, predictions are true. Mean distance over rows: {mean}. Both axes are "
-    "log-odds, which spread small probabilities; what lies beyond an axis is drawn at its end."
-  )
+  note = f"On the diagonal, predictions are true. Mean distance over rows: {mean}."
+  predicted = np.concatenate([each.x for each in series])
+  if predicted.min() > _EXTREME and predicted.max() < 1 - _EXTREME:
+    ends = np.concatenate([predicted, *(each.low for each in series), *(e.high for e in series)])
+    axis = scales.linear(float(ends.min()), float(ends.max()), percent=True)
+  else:
+    axis = scales.log_odds(float(predicted.min()), float(predicted.max()))
+    note += (
+      " Both axes are log-odds, which spread small probabilities; what lies beyond an axis is "
+    )
+    note += "drawn at its end."
   chart = charts.line_chart(
     title, note, series, axis, axis, ("predicted", "observed share"), diagonal=True, height=300
   )

@@ -13,8 +13,6 @@ from mmoe_jax.html_report.page import run_page
 from mmoe_jax.training import loop, population
 from tests import shop_rows
 
-TASKS = "click+buy+rating+country"
-
 
 @dataclasses.dataclass(frozen=True)
 class Shop:
@@ -25,8 +23,8 @@ class Shop:
   def path(self, *names):
     return os.path.join(self.folder, *names)
 
-  def config(self, model="mmoe"):
-    config = tabular.get_config(f"{model},data={self.path('data')},tasks={TASKS}")
+  def config(self, model="mmoe", tasks="click+buy+rating+country"):
+    config = tabular.get_config(f"{model},data={self.path('data')},tasks={tasks}")
     # As in tests/test_scoring.py, with which the run shares its compiled programs.
     config.train.epochs, config.train.devices, config.data.numeric = 1, 1, "piecewise"
     return config
@@ -55,9 +53,7 @@ def run(shop) -> str:
 @pytest.fixture(scope="session")
 def members(shop) -> str:
   """Returns the work directory of a population of two."""
-  config = shop.config("shared_bottom")
-  config.data.tasks = ("click",)
-  config.select.metric, config.select.tasks = "auc", ()
+  config = shop.config("shared_bottom", "click")
   config.train.epochs = 3
   settings = [{"seed": 0}, {"seed": 1}]
   population.train_population(config, settings, shop.path("members"), verbose=False)
