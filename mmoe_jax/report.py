@@ -6,6 +6,7 @@ With --html FILE it writes one self-contained page instead, about a run, a popul
 from absl import flags
 
 from mmoe_jax import commands
+from mmoe_jax.errors import require
 from mmoe_jax.evaluation.results_table import format_population, format_results
 from mmoe_jax.workdir import contract
 
@@ -21,6 +22,8 @@ def main(argv: list[str]) -> None:
     examples = _EXAMPLES.value
     print(write_report(_WORKDIR.value, _HTML.value, _DATA.value, _MEMBER.value, examples))
     return
+  for flag in (_DATA, _MEMBER, _EXAMPLES):
+    require(not flag.present, f"--{flag.name}: needs --html FILE, the page that it is for")
   results = contract.read_results(_WORKDIR.value)
   format_table = format_population if contract.MEMBERS in results else format_results
   print(format_table(results, _WORKDIR.value))

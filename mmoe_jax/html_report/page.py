@@ -45,7 +45,7 @@ def write_report(
 
   Args:
     workdir: work directory of a run, a population or a search.
-    out: the HTML file.
+    out: the HTML file; its folder is created if absent.
     data_dir: folder of the prepared data; empty for that of the run.
     member: member of a population; None for the best one on validation rows.
     examples: whether the what-if starts from test rows, which are then part of the page.
@@ -65,6 +65,7 @@ def write_report(
     text = run_page(collect(workdir, data_dir, member), examples)
   size = len(text.encode())
   require(size <= MOST_BYTES, f"{workdir}: the page would take {size / 1e6:.1f} MB, more than 3 MB")
+  os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
   write_atomically(out, text)
   return f"{out}: {size / 1e6:.2f} MB, opens in any browser without a network"
 
