@@ -11,7 +11,7 @@ Shape letters: N rows, F columns of ids, D numeric inputs, T tasks, C raw column
 V variants: the permutations, and unknown values.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -76,6 +76,24 @@ def columns_of(schema: data.Schema) -> Columns:
     has_numbers_CxD[at[name], d] = True
   unknown_numbers_D = np.array([marks for _, marks in number_sources], np.float32)
   return Columns(names, has_ids_CxF, has_numbers_CxD, unknown_ids_F, unknown_numbers_D)
+
+
+def unknown_shares(schema: data.Schema, features: Mapping[str, np.ndarray]) -> np.ndarray:
+  """Returns the share of rows without a known value in each raw column, (C,).
+
+  A number is unknown only where inputs mark it as missing, or its bins do.
+  """
+  columns = columns_of(schema)
+  marks_D = columns.unknown_numbers_D == 1
+  is_unknown_NxF = features["ids"] == columns.unknown_ids_F
+  is_missing_NxD = (features["numeric"] == 1) & marks_D
+  shares = []
+  for has_ids_F, has_numbers_D in zip(columns.has_ids_CxF, columns.has_numbers_CxD, strict=True):
+    marks = np.concatenate(
+      [is_unknown_NxF[:, has_ids_F], is_missing_NxD[:, has_numbers_D & marks_D]], axis=1
+    )
+    shares.append(float(marks.all(1).mean()) if marks.shape[1] else 0.0)
+  return np.array(shares)
 
 
 def _number_sources(schema: data.Schema) -> list[tuple[str, bool]]:

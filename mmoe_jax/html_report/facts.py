@@ -56,6 +56,8 @@ class ColumnEffects:
     permuted: mean over permutations.
     deviation: standard deviation between permutations.
     unknown: with unknown values.
+    unknown_share: (C,) share of test rows without a known value; for numbers, where training marked
+      missing ones.
     rows: number of rows that they were measured on.
     permutations: number of permutations.
   """
@@ -64,6 +66,7 @@ class ColumnEffects:
   permuted: np.ndarray
   deviation: np.ndarray
   unknown: np.ndarray
+  unknown_share: np.ndarray
   rows: int
   permutations: int
 
@@ -140,7 +143,9 @@ def collect(workdir: str, data_dir: str = "", member: int | None = None) -> RunF
     intervals = _intervals(predictor.schema.tasks, held_out)
     effects = _measure_columns(predictor, held_out, absent)
     if _has_gates(predictor, held_out):
-      gates = gate_measurements.measure_gates(workdir, directory, "test", None, member)
+      gates = gate_measurements.measure_gates_of_rows(
+        predictor, directory, "test", held_out.split.features, held_out.rows
+      )
   return RunFacts(
     workdir=workdir,
     member=member,
@@ -265,6 +270,7 @@ def _measure_columns(
     permuted_CxRxT.mean(1),
     permuted_CxRxT.std(1, ddof=1),
     worse(effects.unknown_CxT),
+    column_effects.unknown_shares(schema, split.features),
     len(rows),
     _PERMUTATIONS,
   )

@@ -96,12 +96,12 @@ def _effect_chart(
 
 
 def _effects_table(facts: RunFacts, effects: ColumnEffects) -> Html:
-  header = ["column"]
+  header = ["column", "unknown in test rows"]
   for task in facts.tasks:
     header += [f"{task.name}: permuted", "± sd", "unknown"]
   rows = []
   for c in np.argsort(-effects.permuted.max(1), kind="stable"):
-    cells = [effects.names[c]]
+    cells = [effects.names[c], numbers.percent(float(effects.unknown_share[c]), 2)]
     for t in range(len(facts.tasks)):
       cells += [numbers.change(float(effects.permuted[c, t]))]
       cells += [numbers.text(float(effects.deviation[c, t]))]

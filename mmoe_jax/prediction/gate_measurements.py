@@ -3,7 +3,7 @@
 import functools
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,13 +51,54 @@ def measure_gates(
   """
   require_known(split, data.SPLITS, "--split")
   predictor = Predictor(workdir, member)
-  config = ConfigDict(contract.read_config(workdir))
   directory = data_folder(workdir, data_dir)
   data.verify(directory)
   full = data.restore_schema(os.path.join(directory, data.SCHEMA_FILE))
   groups = _group_rows(directory, split, full, by)
-  loaded = load_split(directory, split, predictor)
-  features, rows = loaded.features, len(loaded)
+  features = load_split(directory, split, predictor).features
+  return _measure(predictor, directory, split, features, groups)
+
+
+def measure_gates_of_rows(
+  predictor: Predictor,
+  directory: str,
+  split: str,
+  features: Mapping[str, np.ndarray],
+  rows_N: np.ndarray,
+) -> dict[str, Any]:
+  """Measures the gates on rows of a split that are loaded already.
+
+  Args:
+    predictor: the run, or a member of a population.
+    directory: folder of the prepared data.
+    split: one of data.SPLITS.
+    features: features of the rows, see data.Split.
+    rows_N: their numbers in the split.
+
+  Returns:
+    As `measure_gates`, by its default columns.
+
+  Raises:
+    UserError: for a model without gates.
+  """
+  full = data.restore_schema(os.path.join(directory, data.SCHEMA_FILE))
+  found = _group_rows(directory, split, full, None)
+  groups = {
+    column: [(value, mask[rows_N]) for value, mask in of_column if mask[rows_N].any()]
+    for column, of_column in found.items()
+  }
+  return _measure(predictor, directory, split, features, groups)
+
+
+def _measure(
+  predictor: Predictor,
+  directory: str,
+  split: str,
+  features: Mapping[str, np.ndarray],
+  groups: Mapping[str, Sequence[tuple[str, np.ndarray]]],
+) -> dict[str, Any]:
+  workdir, member, rows = predictor.workdir, predictor.member, len(features["ids"])
+  config = ConfigDict(contract.read_config(workdir))
   predict = parallel.jit(evaluate.make_predict_with_gates(predictor.model))
   _, gates_TxNxE = predict(predictor.variables, evaluate.to_chunks(features))
   if gates_TxNxE is None:

@@ -156,3 +156,13 @@ def test_importance_equals_scikit_learn():
   found = measure(variables, inputs_of(table), labels, np.stack(permutations))
   worse = column_effects.worsening(SCHEMA.tasks, found.base_T, found.permuted_CxRxT)
   np.testing.assert_allclose(worse[:, :, 0], expected.importances, atol=PAIRS)
+
+
+def test_shares_of_unknown_values_count_rows_without_any_known_input():
+  _, _, features, _ = problem()
+  features["ids"][:, :2] = 1
+  features["ids"][:30, 0] = 0
+  features["numeric"][:, 2], features["ids"][:, 2] = 0, 2
+  features["numeric"][:60, 2], features["ids"][:75, 2] = 1, 4
+  found = column_effects.unknown_shares(SCHEMA, features)
+  np.testing.assert_allclose(found, [0.2, 0, 0.4, 0])

@@ -19,6 +19,7 @@ from mmoe_jax.evaluation.gate_tables import format_gates
 from mmoe_jax.prediction import gate_measurements
 from mmoe_jax.prediction.gate_measurements import measure_gates
 from mmoe_jax.prediction.predictor import Predictor
+from mmoe_jax.prediction.splits import load_split
 from mmoe_jax.training import loop, population
 from tests.commands import run
 from tests.frames import read_frame
@@ -294,3 +295,17 @@ def test_wrong_use_of_the_command_ends_in_one_line(workdir, tmp_path):
   (line,) = (line for line in done.stderr.splitlines() if line.strip())
   assert line.startswith("error: a column in --by is 'sexx'")
   assert not (tmp_path / "out").exists()
+
+
+def test_gates_of_a_sample_are_those_of_its_rows(workdir, prepared, raw_and_gates):
+  _, gates_TxNxE = raw_and_gates
+  predictor = Predictor(workdir)
+  split = load_split(prepared, "test", predictor)
+  rows = np.arange(3, len(split), 4)
+  features = {name: array[rows] for name, array in split.features.items()}
+  sample = gate_measurements.measure_gates_of_rows(predictor, prepared, "test", features, rows)
+  for t, task in enumerate(TASKS):
+    weight = sample["all"][f"gates/{task}/expert_0"]
+    assert weight == pytest.approx(gates_TxNxE[t, rows, 0].mean(), abs=1e-5)
+  for groups in sample["by"].values():
+    assert sum(group["rows"] for group in groups) == sample["rows"] == len(rows)

@@ -39,7 +39,9 @@ def make(**changes):
 
 def effects(permuted, unknown=(0.0, 0.0)):
   columns = lambda values: np.array(values)[:, None]
-  return ColumnEffects(["a", "b"], columns(permuted), columns([1e-3, 1e-3]), columns(unknown), 9, 2)
+  return ColumnEffects(
+    ["a", "b"], columns(permuted), columns([1e-3, 1e-3]), columns(unknown), np.zeros(2), 9, 2
+  )
 
 
 def results(**changes):
