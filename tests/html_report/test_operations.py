@@ -26,9 +26,9 @@ console.log(JSON.stringify(input.map(({program, rows}) => {
 """
 
 
-def traced(name, norm, activation):
+def traced(name, norm, activation, members=1):
   """Returns a random model's program, features, logits and gates."""
-  settings = settings_of(name)
+  settings = {**settings_of(name), "batch_ensemble": members}
   kinds = {"norm": norm, "activation": activation}
   for field in fields(name):
     if (kind := field.rsplit("_", 1)[-1]) in kinds and "_" in field:
@@ -73,6 +73,12 @@ def check(cases):
 @node.needs_node
 def test_a_model_in_the_page_equals_jax():
   check([("esmm", "layer", "gelu")])
+
+
+@pytest.mark.slow
+@node.needs_node
+def test_a_batch_ensemble_in_the_page_equals_jax():
+  check([("mmoe", "batch", "relu", 3), ("aitm", "none", "gelu", 2)])
 
 
 @pytest.mark.slow

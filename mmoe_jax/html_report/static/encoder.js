@@ -92,12 +92,9 @@ function createEncoder(encoder) {
 
   function idsOfList(feature, value) {
     const column = feature.sources[0], missing = encoder.missing[column] || [];
-    let parts = [];
-    if (typeof value === "string") {
-      parts = missing.includes(value.replace(SPACES, "")) ? [] : value.split(feature.separator);
-    } else if (value !== null && value !== undefined) {
-      parts = value;
-    }
+    const text = Array.isArray(value) ? "" : textOf(value);
+    const parts = Array.isArray(value) ? value
+      : missing.includes(text) ? [] : text.split(feature.separator);
     const known = parts.map(textOf).filter((text) => text !== "")
       .map((text) => idOfText(feature, text)).filter((id) => id);
     return Array.from({length: feature.length}, (_, i) => known[i] || 0);
