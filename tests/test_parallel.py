@@ -97,6 +97,7 @@ def start_two_hosts(config, workdir, virtual_devices, **settings):
   words += [f"--config.{key}={operator.attrgetter(key)(config)}" for key in keys]
   words += [f"--config.{key}={value}" for key, value in settings.items()]
   cluster = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+  cluster["MMOE_HEARTBEAT_SECONDS"] = "10"
   cluster["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={virtual_devices}"
   return [
     subprocess.Popen(
@@ -178,3 +179,37 @@ def test_two_hosts_stop_together_at_a_signal_to_one(prepared, tmp_path):
   assert whole.keys() == cut.keys()
   for name in whole:
     np.testing.assert_array_equal(whole[name], cut[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_killed_host_is_noticed_and_the_job_starts_again(prepared, tmp_path):
+  config = host_config(prepared, "sgd")
+  config.train.epochs, config.train.batch_size = 8, 6
+  train_on_two_hosts(config, tmp_path / "whole", 1)
+  for victim in (0, 1):
+    workdir = tmp_path / f"without_{victim}"
+    hosts = start_two_hosts(config, workdir, 1)
+    log = workdir / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.exists() and log.read_text()):
+      time.sleep(0.01)
+    hosts[victim].kill()
+    start = time.monotonic()
+    for host in hosts:
+      host.communicate(timeout=60)
+    assert time.monotonic() - start < 60
+    assert 0 not in [host.returncode for host in hosts]
+    train_on_two_hosts(config, workdir, 1)
+    whole, cut = (checkpoint.read_arrays(str(path)) for path in (tmp_path / "whole", workdir))
+    for name in whole:
+      np.testing.assert_array_equal(whole[name], cut[name], err_msg=name)
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "4.5"])
+def test_a_heartbeat_that_is_no_number_of_seconds_is_refused(monkeypatch, text):
+  monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
+  monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+  monkeypatch.setenv("JAX_PROCESS_ID", "0")
+  monkeypatch.setenv("MMOE_HEARTBEAT_SECONDS", text)
+  with pytest.raises(UserError, match="MMOE_HEARTBEAT_SECONDS"):
+    parallel.initialize()

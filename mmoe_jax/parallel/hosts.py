@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import faulthandler
 import glob
 import os
 import sys
@@ -14,6 +15,7 @@ from jax.experimental import multihost_utils
 
 from mmoe_jax.errors import UserError, require
 
+_HEARTBEAT_SECONDS = 30  # Until a host that does not answer counts as dead.
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
 
 
@@ -21,7 +23,8 @@ def initialize() -> None:
   """Joins the hosts of a job, if the environment names several. Call it before any use of JAX.
 
   Reads `JAX_COORDINATOR_ADDRESS` with `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, or
-  `MMOE_MULTIHOST=1` on TPU pods and Slurm, where JAX finds the rest.
+  `MMOE_MULTIHOST=1` on TPU pods and Slurm, where JAX finds the rest. A host that does not answer
+  for `MMOE_HEARTBEAT_SECONDS` (30 by default) ends the processes of all.
 
   Raises:
     UserError: for variables that are missing or wrong, and for hosts that cannot be joined.
@@ -43,10 +46,17 @@ def initialize() -> None:
 
 def _join(**numbers: int) -> None:
   """Joins the hosts of a job."""
+  text = os.environ.get("MMOE_HEARTBEAT_SECONDS", str(_HEARTBEAT_SECONDS))
+  require(
+    text.isdecimal() and int(text) >= 5,
+    f"$MMOE_HEARTBEAT_SECONDS = '{text}': must be a whole number of at least 5",
+  )
   # Its handler of SIGTERM would replace that of workdir/preemption.py.
   jax.config.update("jax_enable_preemption_service", False)
+  # A lost host makes JAX abort the others; Python's stack would hide the reason that it prints.
+  faulthandler.disable()
   try:
-    jax.distributed.initialize(**numbers)
+    jax.distributed.initialize(**numbers, heartbeat_timeout_seconds=int(text))
   # jax raises errors of these types for wrong addresses and numbers, and without a cluster.
   except (ValueError, IndexError, RuntimeError) as error:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
