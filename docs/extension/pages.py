@@ -10,7 +10,15 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-PACKAGES = ("mmoe_jax", "configs", "data_prep", "studies", "benchmarks", "examples")
+PACKAGES = (
+  "mmoe_jax",
+  "configs",
+  "data_prep",
+  "studies",
+  "benchmarks",
+  "examples",
+  "notebooks",
+)
 
 
 class Flag(NamedTuple):

@@ -118,7 +118,7 @@ def gates_section(facts: RunFacts) -> Html:
   whole = report["all"]
   values = np.stack([mean_gate(whole, task, experts) for task in tasks])
   title = "Mean gate weight of each task"
-  note = "Each row sums to 1. A darker cell has more weight."
+  note = "Each row sums to 1. The stronger the colour, the more weight."
   chart = charts.heat_map(
     title, _heaviest(tasks, values), tasks, list(map(str, experts)), values, "expert"
   )

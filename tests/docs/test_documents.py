@@ -111,6 +111,7 @@ def missing_paths(text: str, path: str) -> list[str]:
     name
     for name in sorted(found)
     if name.rstrip("/") not in tails
+    and not name.startswith("docs/_build")  # The site, which is built.
     and not os.path.exists(os.path.join(ROOT, name))
     and not os.path.exists(os.path.join(ROOT, folder, name))
   ]
