@@ -11,13 +11,18 @@
 #SBATCH --time=02:00:00
 #SBATCH --array=0-3
 #SBATCH --requeue
+#SBATCH --signal=TERM@90
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%A-%a.log
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?submit it with sbatch from the repository}"
 
 seeds=${SEEDS:-16}
-JAX_PLATFORMS=cpu exec "${PYTHON:-.venv/bin/python}" -m mmoe_jax.population \
+status=0
+JAX_PLATFORMS=cpu srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+  "${PYTHON:-.venv/bin/python}" -m mmoe_jax.population \
   --config "${CONFIG:-configs/census.py}" --seeds "$seeds" \
   "--config.seed=$((SLURM_ARRAY_TASK_ID * seeds))" \
-  --workdir "${WORKDIR:-runs/$SLURM_JOB_NAME}/$SLURM_ARRAY_TASK_ID" "$@"
+  --workdir "${WORKDIR:-runs/$SLURM_JOB_NAME}/$SLURM_ARRAY_TASK_ID" "$@" || status=$?
+if [ "$status" = 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi  # It has saved, and resumes.
+exit "$status"

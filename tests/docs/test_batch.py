@@ -23,16 +23,17 @@ for ((i = 0; i < TASKS; i++)); do
   SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & pids+=($!)
 done
 status=0
-for pid in "${pids[@]}"; do wait "$pid" || status=1; done
+for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
 exit $status
 """
 # Prints its arguments in place of Python.
-ECHO = '#!/usr/bin/env bash\necho "$MMOE_MULTIHOST|$JAX_PLATFORMS|$*"\n'
+ECHO = '#!/usr/bin/env bash\necho "$MMOE_MULTIHOST|$JAX_PLATFORMS|$*"\nexit "${STATUS:-0}"\n'
+SCONTROL = '#!/usr/bin/env bash\necho "scontrol $*"\n'
 
 
 def submit(script, tmp_path, *arguments, **settings) -> subprocess.CompletedProcess:
   """Executes a script as a job of sbatch would: from a copy, in the folder of the submission."""
-  for name, text in (("srun", SRUN), ("echo_python", ECHO)):
+  for name, text in (("srun", SRUN), ("echo_python", ECHO), ("scontrol", SCONTROL)):
     (tmp_path / name).write_text(text)
     (tmp_path / name).chmod(0o755)
   variables = {
@@ -74,13 +75,14 @@ def test_the_syntax_of_a_script(script):
 
 
 def test_one_run_on_one_node(tmp_path):
-  done = submit("slurm_train.sh", tmp_path, "--config.train.epochs=1")
+  done = submit("slurm_train.sh", tmp_path, "--config.train.epochs=1", TASKS="1")
   config = "--config configs/census.py --workdir runs/job --config.train.epochs=1"
   assert done.stdout == f"||-m mmoe_jax.main {config}\n"
 
 
 def test_an_array_of_populations_has_separate_seeds_and_work_directories(tmp_path):
-  done = submit("slurm_seeds.sh", tmp_path, SLURM_ARRAY_TASK_ID="3", WORKDIR="runs/a", SEEDS="8")
+  settings = {"SLURM_ARRAY_TASK_ID": "3", "WORKDIR": "runs/a", "SEEDS": "8", "TASKS": "1"}
+  done = submit("slurm_seeds.sh", tmp_path, **settings)
   seeds = "--seeds 8 --config.seed=24 --workdir runs/a/3"
   assert done.stdout == f"|cpu|-m mmoe_jax.population --config configs/census.py {seeds}\n"
 
@@ -89,7 +91,16 @@ def test_every_process_of_a_step_joins_the_hosts(tmp_path):
   done = submit("slurm_hosts.sh", tmp_path, TASKS="3", CONFIG="c.py", SLURM_CPUS_PER_TASK="4")
   line = "1||-m mmoe_jax.main --config c.py --workdir runs/job"
   assert done.stdout.splitlines() == [line] * 3
-  assert (tmp_path / "options").read_text() == "--kill-on-bad-exit=1\n--cpus-per-task=4\n"
+  assert (tmp_path / "options").read_text() == "--wait=60\n--cpus-per-task=4\n"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(("status", "is_requeued"), [(75, True), (2, False)])
+def test_a_job_that_stopped_at_a_signal_is_requeued(script, status, is_requeued, tmp_path):
+  settings = {"STATUS": str(status), "SLURM_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "3"}
+  done = submit(script, tmp_path, **settings)
+  assert done.returncode == status
+  assert ("scontrol requeue 17" in done.stdout.splitlines()) == is_requeued
 
 
 @pytest.mark.slow
