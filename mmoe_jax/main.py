@@ -15,11 +15,14 @@ def main(argv: list[str]) -> None:
   from mmoe_jax import cache, parallel
   from mmoe_jax.evaluation.results_table import format_results
   from mmoe_jax.training import loop
+  from mmoe_jax.workdir import preemption
 
   parallel.initialize()
   cache.keep_programs()
   parallel.warn_of_unused_accelerator()
-  results = loop.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+  # A host that left before training would let the others wait.
+  with preemption.deferred(when=parallel.has_several_hosts()):
+    results = loop.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
   if parallel.is_first_host():
     print(format_results(results, _WORKDIR.value))
 

@@ -91,6 +91,11 @@ def is_first_host() -> bool:
   return jax.process_index() == 0
 
 
+def has_several_hosts() -> bool:
+  """Returns whether the job has more than this process."""
+  return jax.process_count() > 1
+
+
 def max_over_hosts(numbers: np.ndarray) -> np.ndarray:
   """Returns the elementwise maximum of an array of each host; all hosts must call it."""
   if jax.process_count() == 1:

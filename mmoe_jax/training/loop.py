@@ -65,6 +65,8 @@ def train_and_evaluate(
     tracking.create(config.train.trackers, trackers, is_first_host) as tracked,
   ):
     epoch, state, log_digest, unfinished = _restore(checkpoints, run, state)
+    if _must_stop():
+      raise preemption.Preempted
     if is_first_host:
       _print_summary(run, schema, workdir)
     held_out = run.place(evaluate.make_eval_batch(splits["validation"], all_views=False))

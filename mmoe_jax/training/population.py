@@ -90,6 +90,7 @@ def train_population(
     tracking.create(config.train.trackers, trackers) as tracked,
   ):
     epoch, states, log_digest, unfinished = _restore(checkpoints, population)
+    preemption.stop_if_requested()
     if verbose:
       _print_summary(population, workdir)
     log_of = (workdir, epoch, config.train.epochs, tracked, True, verbose, log_digest)

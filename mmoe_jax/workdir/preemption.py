@@ -58,19 +58,23 @@ def stop_if_requested() -> None:
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[None]:
+def deferred(when: bool = True) -> Iterator[None]:
   """Lets a first signal wait for the next safe point while the context lasts.
+
+  Args:
+    when: whether to do so; otherwise the context changes nothing.
 
   Raises:
     Preempted: if a signal has asked to stop in an earlier context.
   """
   global _deferring
-  stop_if_requested()
-  _deferring += 1
+  if not _deferring:
+    stop_if_requested()
+  _deferring += when
   try:
     yield
   finally:
-    _deferring -= 1
+    _deferring -= when
 
 
 def exit_soon() -> None:
