@@ -15,16 +15,17 @@ def main(argv: list[str]) -> None:
   from mmoe_jax import cache, parallel
   from mmoe_jax.evaluation.results_table import format_results
   from mmoe_jax.training import loop
-  from mmoe_jax.workdir import preemption
+  from mmoe_jax.workdir import preemption, remote
 
   parallel.initialize()
   cache.keep_programs()
   parallel.warn_of_unused_accelerator()
-  # A host that left before training would let the others wait.
-  with preemption.deferred(when=parallel.has_several_hosts()):
-    results = loop.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
-  if parallel.is_first_host():
-    print(format_results(results, _WORKDIR.value))
+  with remote.work_directory(_WORKDIR.value) as workdir:
+    # A host that left before training would let the others wait.
+    with preemption.deferred(when=parallel.has_several_hosts()):
+      results = loop.train_and_evaluate(_CONFIG.value, workdir)
+    if parallel.is_first_host():
+      print(format_results(results, _WORKDIR.value))
 
 
 if __name__ == "__main__":

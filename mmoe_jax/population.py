@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
   from mmoe_jax import cache, parallel
   from mmoe_jax.evaluation.results_table import format_population
   from mmoe_jax.training import population
-  from mmoe_jax.workdir import contract
+  from mmoe_jax.workdir import contract, remote
 
   parallel.use_all_cores()
   cache.keep_programs()
@@ -32,8 +32,9 @@ def main(argv: list[str]) -> None:
     for settings in parse_vary(_VARY.value)
     for seed in range(_SEEDS.value)
   ]
-  population.train_population(config, members, _WORKDIR.value, at_once=_AT_ONCE.value)
-  print(format_population(contract.read_results(_WORKDIR.value), _WORKDIR.value))
+  with remote.work_directory(_WORKDIR.value) as workdir:
+    population.train_population(config, members, workdir, at_once=_AT_ONCE.value)
+    print(format_population(contract.read_results(workdir), _WORKDIR.value))
 
 
 if __name__ == "__main__":

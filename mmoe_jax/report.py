@@ -8,7 +8,7 @@ from absl import flags
 from mmoe_jax import commands
 from mmoe_jax.errors import require
 from mmoe_jax.evaluation.results_table import format_population, format_results
-from mmoe_jax.workdir import contract
+from mmoe_jax.workdir import contract, remote
 
 
 def main(argv: list[str]) -> None:
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     return
   for flag in (_DATA, _MEMBER, _EXAMPLES):
     require(not flag.present, f"--{flag.name}: needs --html FILE, the page that it is for")
-  results = contract.read_results(_WORKDIR.value)
+  results = contract.read_results(remote.local_copy(_WORKDIR.value, contract.RESULTS))
   format_table = format_population if contract.MEMBERS in results else format_results
   print(format_table(results, _WORKDIR.value))
 

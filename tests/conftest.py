@@ -3,6 +3,7 @@
 import atexit
 import ctypes
 import gc
+import logging
 import math
 import os
 import shutil
@@ -29,6 +30,7 @@ os.environ.setdefault("MALLOC_ARENA_MAX", "4")
 import jax
 import pytest
 from ml_collections import ConfigDict
+from pyarrow import fs
 
 from configs import smoke
 from data_prep import census_income
@@ -119,6 +121,31 @@ def _config(prepared) -> ConfigDict:
 def config(_config) -> ConfigDict:
   """Returns the smoke config on the synthetic rows, on one device."""
   return _config.copy_and_resolve_references()
+
+
+@pytest.fixture(scope="module")
+def bucket():
+  """Starts an S3 server on loopback; yields the address of a bucket."""
+  server_module = pytest.importorskip("moto.server")
+  logging.getLogger("werkzeug").setLevel(logging.ERROR)
+  server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+  server.start()
+  host, port = server.get_host_and_port()
+  settings = {
+    "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+    "AWS_ACCESS_KEY_ID": "key-of-the-test",
+    "AWS_SECRET_ACCESS_KEY": "secret-of-the-test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+  }
+  with pytest.MonkeyPatch.context() as patch:
+    for name, value in settings.items():
+      patch.setenv(name, value)
+    system = fs.S3FileSystem(
+      endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True
+    )
+    system.create_dir("bucket")
+    yield "s3://bucket"
+  server.stop()
 
 
 @pytest.fixture

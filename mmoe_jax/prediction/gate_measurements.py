@@ -51,12 +51,12 @@ def measure_gates(
   """
   require_known(split, data.SPLITS, "--split")
   predictor = Predictor(workdir, member)
-  directory = data_folder(workdir, data_dir)
+  directory = data_folder(predictor.workdir, data_dir)
   data.verify(directory)
   full = data.restore_schema(os.path.join(directory, data.SCHEMA_FILE))
   groups = _group_rows(directory, split, full, by)
   features = load_split(directory, split, predictor).features
-  return _measure(predictor, directory, split, features, groups)
+  return _measure(predictor, directory, split, features, groups) | {"workdir": workdir}
 
 
 def measure_gates_of_rows(

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from mmoe_jax import data, models, parallel
 from mmoe_jax.errors import UserError, require
 from mmoe_jax.evaluation import evaluate
-from mmoe_jax.workdir import checkpoint, contract, logs
+from mmoe_jax.workdir import checkpoint, contract, logs, remote
 
 MEAN = "mean"  # In place of a member: the mean of all.
 
@@ -20,7 +20,7 @@ class Predictor:
   """The best variables of a run, ready to score tables.
 
   Attributes:
-    workdir: work directory of the run.
+    workdir: work directory of the run; its local copy, if it is in object storage.
     member: member, if the run is a population; MEAN for all members whose training converged.
     members: their numbers; empty if the run is no population.
     schema: the schema that the run encodes with.
@@ -37,6 +37,7 @@ class Predictor:
     Raises:
       UserError: if the work directory contains no such run.
     """
+    workdir = remote.local_copy(workdir)
     belongs_to = contract.digests_of(workdir)
     self.workdir, self.member = workdir, member
     config = ConfigDict(contract.read_config(workdir))

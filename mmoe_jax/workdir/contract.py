@@ -10,7 +10,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 import msgspec
 
 from mmoe_jax import digests
-from mmoe_jax.data import MANIFEST, Schema, restore_schema, save_schema
+from mmoe_jax.data import MANIFEST, Schema, locations, restore_schema, save_schema
 from mmoe_jax.errors import UserError, require
 from mmoe_jax.files import parse, read_json_object, write_json
 
@@ -272,6 +272,11 @@ def _check_or_write(
 
 def _require_name(workdir: str) -> None:
   require(bool(workdir), "--workdir is empty: must be a folder")
+  require(
+    not locations.is_remote(workdir),
+    f"--workdir={workdir}: must be a folder on this machine; mmoe_jax.main and mmoe_jax.population "
+    "train in object storage, Python by workdir.remote.work_directory",
+  )
   path = os.path.abspath(workdir)
   require(
     path.isprintable() and path.encode("utf-8", "ignore").decode() == path,

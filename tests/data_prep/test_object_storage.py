@@ -1,11 +1,9 @@
 """Object storage and clusters: a moto server and a Dask scheduler on loopback."""
 
 import filecmp
-import logging
 import os
 
 import pytest
-from pyarrow import fs
 
 from configs import tabular
 from data_prep import inspect, preparation, splitting
@@ -18,31 +16,6 @@ from mmoe_jax.prediction import scoring
 from mmoe_jax.prediction.predictor import Predictor
 from mmoe_jax.training import loop
 from tests import shop_rows
-
-
-@pytest.fixture(scope="module")
-def bucket():
-  """Starts a server; yields the address of a bucket."""
-  server_module = pytest.importorskip("moto.server")
-  logging.getLogger("werkzeug").setLevel(logging.ERROR)
-  server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-  server.start()
-  host, port = server.get_host_and_port()
-  settings = {
-    "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-    "AWS_ACCESS_KEY_ID": "key-of-the-test",
-    "AWS_SECRET_ACCESS_KEY": "secret-of-the-test",
-    "AWS_DEFAULT_REGION": "us-east-1",
-  }
-  with pytest.MonkeyPatch.context() as patch:
-    for name, value in settings.items():
-      patch.setenv(name, value)
-    system = fs.S3FileSystem(
-      endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True
-    )
-    system.create_dir("bucket")
-    yield "s3://bucket"
-  server.stop()
 
 
 @pytest.fixture
