@@ -1,7 +1,7 @@
 """Work directories in object storage (`s3://`, `gs://`).
 
-A run trains in a folder of the cache on this machine. A thread uploads every save while training
-goes on; a start on another machine downloads the last state that was uploaded completely.
+A run trains in a folder of the cache on this machine. A thread uploads every save during
+training; a start on another machine downloads the last state that was uploaded completely.
 """
 
 import contextlib
@@ -91,7 +91,7 @@ def work_directory(address: str) -> Iterator[str]:
         uploads.stop()
         raise
       except BaseException:
-        uploads.finish()
+        uploads.warn(uploads.finish())
         raise
       reason = uploads.finish()
   if reason is not None:
@@ -227,6 +227,16 @@ class _Uploads:
     self._thread.join()
     return self._try()
 
+  def warn(self, reason: str | None) -> None:
+    """Prints why an upload failed, if it did."""
+    if reason is not None:
+      print(
+        f"warning: {self._address}: cannot upload a save ({reason}); the next one tries again; "
+        f"{self.folder} holds everything",
+        file=sys.stderr,
+        flush=True,
+      )
+
   def _watch(self) -> None:
     while not self._ended.wait(_POLL_SECONDS):
       newest = self._newest()
@@ -234,13 +244,8 @@ class _Uploads:
         continue
       self._handled = newest
       reason = self._try()
-      if reason is not None and not self._ended.is_set():
-        print(
-          f"warning: {self._address}: cannot upload epoch {newest[0]} ({reason}); the next save "
-          f"tries again; {self.folder} holds everything",
-          file=sys.stderr,
-          flush=True,
-        )
+      if not self._ended.is_set():
+        self.warn(reason)
 
   def _newest(self) -> tuple[int, int] | None:
     """Returns the epoch of the newest checkpoint, and what identifies its folder."""

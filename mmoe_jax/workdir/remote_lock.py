@@ -21,8 +21,8 @@ from mmoe_jax.errors import UserError, require
 from mmoe_jax.files import write_json
 
 NAME = "lock.json"
-STALE_SECONDS = 300.0
-RENEW_SECONDS = 60.0
+STALE_SECONDS = 180.0
+RENEW_SECONDS = 30.0
 _READS = 4
 _READ_AGAIN_SECONDS = 0.2
 _SETTLE_SECONDS = 1.0  # Between writing the lock and looking who has it.

@@ -138,7 +138,7 @@ def download(address: str, state: State, folder: str, only: Iterable[str] = ()) 
 
 
 def snapshot(folder: str, into: str, run: str, known: dict[Any, str]) -> State:
-  """Keeps the files of a work directory as they are now, while a run goes on there.
+  """Keeps the files of a work directory as they are now, while a run trains there.
 
   Checkpoints are linked, which costs no space and outlives their removal; other files are copied.
 
