@@ -23,7 +23,7 @@ from mmoe_jax.html_report import (
 from mmoe_jax.html_report.advice import Advice
 from mmoe_jax.html_report.facts import RunFacts, collect, read_records
 from mmoe_jax.html_report.markup import Html, details, element, join, paragraph, section, with_code
-from mmoe_jax.workdir import contract
+from mmoe_jax.workdir import contract, remote
 
 MOST_BYTES = 3_000_000
 _MARGIN = 20_000  # Bytes for the parts around the what-if that are not written yet.
@@ -54,6 +54,7 @@ def write_report(
     UserError: if there is no finished run or search, or a setting does not fit.
     OSError: if the file cannot be written.
   """
+  workdir = remote.local_copy(workdir)
   contract.require_free(workdir, out)
   is_search = os.path.exists(os.path.join(workdir, search_page.TRIALS)) and not os.path.exists(
     os.path.join(workdir, contract.RESULTS)

@@ -9,6 +9,7 @@ import dataclasses
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import sys
 import threading
@@ -116,7 +117,9 @@ def local_copy(address: str, *only: str) -> str:
   if not locations.is_remote(address):
     return address
   root, address = _root(address), address.rstrip("/")
-  folder = os.path.join(root, _COPY)
+  # The name of the run is what reports show.
+  name = re.sub(r"[^\w.-]", "_", address.rpartition("/")[2]).strip(".")
+  folder = os.path.join(root, _COPY, name or _RUN)
   os.makedirs(folder, exist_ok=True)
   with open(os.path.join(root, f".{_COPY}.lock"), "w", encoding="utf-8") as file:
     fcntl.flock(file, fcntl.LOCK_EX)
