@@ -128,7 +128,7 @@ class Lock:
     content = {
       "host": socket.gethostname(),
       "process": os.getpid(),
-      "time": time.time(),
+      "time": f"{time.time():.3f}",  # Of constant length: a renewal cannot cut a reader's object.
       "token": self._token,
       "folder": self._folder,
     }
