@@ -16,7 +16,7 @@ from mmoe_jax.data import locations
 from mmoe_jax.errors import SaveError, UserError
 from mmoe_jax.prediction.predictor import Predictor
 from mmoe_jax.training import loop
-from mmoe_jax.workdir import checkpoint, contract, remote, remote_lock, remote_state
+from mmoe_jax.workdir import checkpoint, contract, preemption, remote, remote_lock, remote_state
 from tests import ROOT
 from tests.commands import environment, run
 
@@ -338,10 +338,13 @@ def test_an_interrupt_does_not_wait_and_a_fault_does(address, machine, storage, 
     _train(address, 2, interrupt)
   assert not storage.uploaded
   assert not locations.exists(f"{address}/{remote_lock.NAME}")
-  with pytest.raises(UserError, match="loss is not finite"), remote.work_directory(address):
-    raise UserError("loss is not finite")
-  machine("second")
-  assert contents(remote.local_copy(address)) == contents(folder)
+  for error, epoch in ((UserError("loss is not finite"), 2), (preemption.Preempted(), 3)):
+    machine("first")
+    with pytest.raises(type(error)), remote.work_directory(address):
+      raise error
+    machine("second")
+    assert contents(remote.local_copy(address)) == contents(folder)
+    write_checkpoint(folder, epoch)
 
 
 def test_reading_follows_a_state_that_is_replaced_meanwhile(address, machine, monkeypatch):
