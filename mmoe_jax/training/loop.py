@@ -144,6 +144,8 @@ def _train_epoch(
   start = time.perf_counter() - seconds
   for trained, segment_losses in run.train_segments(state, epoch + 1, done):
     state = trained
+    # The devices have a segment in hand while the next one is dispatched, and never wait.
+    jax.block_until_ready(losses[-1:])
     losses.append(segment_losses)
     done += len(segment_losses.losses)
     if done < run.rows.steps and _must_stop():

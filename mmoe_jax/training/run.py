@@ -24,7 +24,7 @@ class Run(NamedTuple):
     state: state before the first step, on the devices. Training donates it.
     train_epoch: (state, epoch) -> (state, TaskLosses (S, T) on the host).
     train_segments: (state, epoch, steps of the epoch that are done) -> iterator of (state,
-      TaskLosses) after each of its other segments.
+      TaskLosses) on the devices, of each of its other segments as it is dispatched.
     segments: the segments of an epoch.
     assess: (state, held-out EvalBatch, epoch) -> (state, Assessment).
     evaluate: (variables, EvalBatch) -> metrics by name.
@@ -116,7 +116,8 @@ def compile_run(config: Any, schema: data.Schema, split: data.Split | data.Store
       for segment in remaining[block]:
         program = program_for(state, batch, block_key, segment.steps, places)
         state, losses = program(state, (batch, place_number(segment.first)), block_key)
-        yield state, jax.device_get(losses)
+        yield state, losses
+      jax.block_until_ready(losses)  # So that no further block is in memory.
 
   def train_epoch(state: State, epoch: int) -> tuple[State, TaskLosses]:
     losses = []
@@ -143,8 +144,8 @@ def compile_run(config: Any, schema: data.Schema, split: data.Split | data.Store
 
 
 def concatenate(losses: Sequence[TaskLosses]) -> TaskLosses:
-  """Returns the losses of consecutive steps as one."""
-  return jax.tree.map(lambda *a: np.concatenate(a), *losses)
+  """Returns the losses of consecutive steps as one, on the host."""
+  return jax.tree.map(lambda *a: np.concatenate(a), *jax.device_get(losses))
 
 
 def _train_segment(
