@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import flax.linen as nn
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -15,7 +16,7 @@ import mmoe_jax
 from examples import own_model
 from mmoe_jax.errors import UserError
 from mmoe_jax.export import model as exported
-from mmoe_jax.models import SharedBottom, check_model, find_model
+from mmoe_jax.models import SharedBottom, SingleTask, check_model, find_model
 from mmoe_jax.serve.scorer import Scorer
 from tests import ROOT
 from tests.census_rows import COLUMNS
@@ -145,6 +146,8 @@ def test_an_own_model_without_gates_is_refused_by_the_gate_report(own_run):
   [
     ("nowhere.to_be:Found", "no module 'nowhere.to_be'"),
     (":Model", "no module ''"),
+    (".own_model:GatedUnits", "no module '.own_model'"),
+    ("mmoe_jax.models:BottomModel", "must define __call__"),
     ("examples.own_model:Gated", "must name a class in 'examples.own_model'"),
     ("examples.own_model:census", "must name a class in 'examples.own_model'"),
     ("mmoe", ""),
@@ -161,9 +164,59 @@ def test_model_names(name, message):
 
 def test_an_import_that_fails_inside_an_own_module_is_shown_to_its_author(tmp_path, monkeypatch):
   (tmp_path / "broken_model.py").write_text("import a_package_that_is_not_installed\n")
+  (tmp_path / "failing_model.py").write_text("raise ValueError('boom')\n")
   monkeypatch.syspath_prepend(tmp_path)
   with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_installed"):
     find_model("broken_model:Any")
+  with pytest.raises(ValueError, match="boom"):
+    find_model("failing_model:Any")
+
+
+class OddSettings(SharedBottom):
+  """Shared-Bottom with settings of every kind."""
+
+  names: tuple[str, ...] = ("a", "b")
+  table: dict | None = None
+  least: int = -1
+  flag: bool = False
+
+
+class OneOutput(SharedBottom):
+  """A model that forgets the second task."""
+
+  @nn.compact
+  def __call__(self, features, train=False):
+    return super().__call__(features, train)[:, :1]
+
+
+class Separate(SingleTask):
+  """A model whose tasks have separate tables."""
+
+
+def test_settings_of_other_kinds_are_accepted_like_their_defaults(own_config):
+  schema, _ = mmoe_jax.load_data(own_config.data_dir, **own_config.data)
+  name = f"{__name__}:OddSettings"
+  known = {k: v for k, v in own_config.model.items() if k not in ("name", "gate_scale")}
+  good = {"names": ("c",), "table": {"a": 1}, "least": 0, "flag": True}
+  check_model({**known, "name": name, **good}, schema)
+  for key, value in {"names": 3, "least": 0.5, "flag": "yes"}.items():
+    with pytest.raises(UserError, match=rf"config\.model\.{key} = "):
+      check_model({**known, "name": name, key: value}, schema)
+
+
+def test_a_model_with_other_outputs_than_the_tasks_is_refused(own_config):
+  schema, _ = mmoe_jax.load_data(own_config.data_dir, **own_config.data)
+  known = {k: v for k, v in own_config.model.items() if k not in ("name", "gate_scale")}
+  with pytest.raises(UserError, match=r"must return logits of the shape \(3, 2\) .* \(3, 1\)"):
+    check_model({**known, "name": f"{__name__}:OneOutput"}, schema)
+
+
+def test_a_model_with_separate_tables_is_refused_with_updated_rows(own_config, tmp_path):
+  config = own_config.copy_and_resolve_references()
+  del config.model["gate_scale"]
+  config.model.name, config.optimizer.embedding.updates = f"{__name__}:Separate", "rows"
+  with pytest.raises(UserError, match="each task has separate tables"):
+    mmoe_jax.train(config, str(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(

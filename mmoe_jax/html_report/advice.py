@@ -218,8 +218,11 @@ def _leak(facts: RunFacts) -> Iterator[Advice]:
 def _idle_columns(facts: RunFacts) -> Iterator[Advice]:
   if facts.effects is None:
     return
-  largest = np.abs(facts.effects.permuted).max(1)
-  noise = 2 * facts.effects.deviation.max(1)
+  is_known_T = np.isfinite(facts.effects.permuted).all(0)  # A metric may be undefined there.
+  if not is_known_T.any():
+    return
+  largest = np.abs(facts.effects.permuted[:, is_known_T]).max(1)
+  noise = 2 * facts.effects.deviation[:, is_known_T].max(1)
   idle = [
     name
     for name, value, bound in zip(facts.effects.names, largest, noise, strict=True)

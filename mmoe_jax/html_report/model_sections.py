@@ -33,7 +33,9 @@ def columns_section(facts: RunFacts) -> Html:
   effects = facts.effects
   assert effects is not None
   figures = []
-  for t, task in enumerate(facts.tasks):
+  shown = _with_effects(effects)
+  for t in shown:
+    task = facts.tasks[t]
     metric = numbers.metric_name(main_metric(task))
     worse = "rises" if main_metric(task) == "log_loss" else "falls"
     figures.append(
@@ -67,9 +69,20 @@ def columns_section(facts: RunFacts) -> Html:
     "columns",
     "Columns",
     paragraph(intro),
+    *[
+      paragraph(f"{task.name}: undefined on these rows, which have one class only.")
+      for t, task in enumerate(facts.tasks)
+      if t not in shown
+    ],
     element("div", *figures, class_="grid"),
     details(f"All {len(effects.names)} columns", _effects_table(facts, effects)),
   )
+
+
+def _with_effects(effects: ColumnEffects) -> list[int]:
+  """Returns the numbers of the tasks whose metric is defined on the rows."""
+  is_known_T = np.isfinite(effects.permuted).all(0) & np.isfinite(effects.unknown).all(0)
+  return np.flatnonzero(is_known_T).tolist()
 
 
 def _effect_chart(
@@ -97,12 +110,14 @@ def _effect_chart(
 
 def _effects_table(facts: RunFacts, effects: ColumnEffects) -> Html:
   header = ["column", "unknown in test rows"]
-  for task in facts.tasks:
-    header += [f"{task.name}: permuted", "± sd", "unknown"]
+  shown = _with_effects(effects)
+  for t in shown:
+    header += [f"{facts.tasks[t].name}: permuted", "± sd", "unknown"]
   rows = []
-  for c in np.argsort(-effects.permuted.max(1), kind="stable"):
+  largest_C = effects.permuted[:, shown].max(1, initial=-np.inf)
+  for c in np.argsort(-largest_C, kind="stable"):
     cells = [effects.names[c], numbers.percent(float(effects.unknown_share[c]), 2)]
-    for t in range(len(facts.tasks)):
+    for t in shown:
       cells += [numbers.change(float(effects.permuted[c, t]))]
       cells += [numbers.text(float(effects.deviation[c, t]))]
       cells += [numbers.change(float(effects.unknown[c, t]))]

@@ -51,6 +51,8 @@ class Model(nn.Module):
 
   # True if each task's label must imply the label of the task before it.
   chained: ClassVar[bool] = False
+  # Why training cannot update only the rows of tables that a batch reads; empty if it can.
+  dense_tables: ClassVar[str] = ""
 
   feature_sizes: Sequence[int]
   outputs: Sequence[int]

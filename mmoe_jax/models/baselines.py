@@ -25,6 +25,8 @@ class SingleTask(BottomModel):
     A baseline of Ma et al. 2018.
   """
 
+  dense_tables = "each task has separate tables"
+
   @nn.compact
   def __call__(self, features: dict[str, Array], train: bool = False) -> Array:
     """Returns logits_BxO; `train` enables dropout and batch statistics."""
@@ -64,6 +66,8 @@ class L2Constrained(SingleTask):
     Duong, Cohn, Bird, Cook: Low Resource Dependency Parsing: Cross-lingual Parameter Sharing in a
     Neural Network Parser. ACL 2015; as in Ma et al. 2018.
   """
+
+  dense_tables = "its penalty depends on every row of the tables"
 
   l2_strength: float = 1e-3
 

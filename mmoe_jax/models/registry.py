@@ -3,8 +3,12 @@
 import dataclasses
 import importlib
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from mmoe_jax.config import is_number
 from mmoe_jax.data import Schema
@@ -102,22 +106,24 @@ def find_model(name: str) -> type[Model]:
     require_known(name, MODELS, where)
     return MODELS[name]
   module_name, _, class_name = name.partition(":")
+  absent = f"{where} = {name}: no module '{module_name}' in the current folder or the Python path"
+  require(re.fullmatch(r"\w+(\.\w+)*", module_name) is not None, absent)
   try:
     module = importlib.import_module(module_name)
-  except (ModuleNotFoundError, ValueError) as error:
+  except ModuleNotFoundError as error:
     # An import inside the module that fails is an error of its author, with a traceback.
-    if isinstance(error, ModuleNotFoundError) and not f"{module_name}.".startswith(
-      f"{error.name}."
-    ):
+    if not f"{module_name}.".startswith(f"{error.name}."):
       raise
-    raise UserError(
-      f"{where} = {name}: no module '{module_name}' in the current folder or the Python path"
-    ) from error
+    raise UserError(absent) from error
   found = getattr(module, class_name, None)
   require(
     isinstance(found, type) and issubclass(found, Model),
     f"{where} = {name}: must name a class in '{module_name}' that inherits from "
     "mmoe_jax.models.Model",
+  )
+  require(
+    any("__call__" in vars(c) for c in found.__mro__),
+    f"{where} = {name}: must define __call__(features, train), which returns logits",
   )
   return found
 
@@ -237,16 +243,36 @@ def check_model(settings: Mapping[str, Any], schema: Schema) -> None:
     if key not in fields:
       hint = did_you_mean(key, fields)
       raise UserError(f"{where}.{key}: not a setting of the model '{name}'; {hint}")
-    _check_value(key, value, fields[key].default)
+    _check_value(key, value, fields[key])
   model = create_model(
     {"name": name, "embedding_dim": 1, "embedding_dim_of": {}} | settings, schema
   )
   model.check([task.kind for task in schema.tasks])
+  if ":" in name:
+    _check_outputs(name, model, schema)
 
 
-def _check_value(key: str, value: Any, default: Any = None) -> None:
+def _check_outputs(name: str, model: Model, schema: Schema) -> None:
+  """Validates the shape of what a model outside the package returns."""
+  rows = 3
+  features = {
+    "ids": jnp.zeros((rows, schema.id_count), jnp.int32),
+    "numeric": jnp.zeros((rows, schema.numeric_count)),
+  }
+  logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), features)
+  expected = (rows, sum(model.outputs))
+  found = getattr(logits, "shape", None)
+  require(
+    found == expected,
+    f"config.model.name = {name}: must return logits of the shape {expected} for {rows} rows, one "
+    f"column for each output of the tasks, but returns {found or type(logits).__name__}",
+  )
+
+
+def _check_value(key: str, value: Any, field: dataclasses.Field | None = None) -> None:
   """Validates one setting by the kind of quantity that its name ends with, or by its default."""
   what = f"config.model.{key}"
+  default = field.default if field else None
   if key.endswith("activation"):
     require_known(value, layers.ACTIVATIONS, what)
     return
@@ -262,8 +288,13 @@ def _check_value(key: str, value: Any, default: Any = None) -> None:
       f"{what} = {value!r}: must be a tuple of whole numbers from 1 to {_MAX_SIZE:,}",
     )
     return
-  if isinstance(default, bool | str):
-    require(type(value) is type(default), f"{what} = {value!r}: must be like {default!r}")
+  if isinstance(default, bool | str | tuple):
+    kinds = tuple | list if isinstance(default, tuple) else type(default)
+    require(isinstance(value, kinds), f"{what} = {value!r}: must be like {default!r}")
+    return
+  if field and not isinstance(default, int | float | type(dataclasses.MISSING)):
+    return  # Of a model outside the package, which validates it itself.
+  if field and default is dataclasses.MISSING and callable(field.default_factory):
     return
   require(is_number(value), f"{what} = {value!r:.80}: must be a number")
   if key.endswith("dropout"):
@@ -276,6 +307,8 @@ def _check_value(key: str, value: Any, default: Any = None) -> None:
     require(value > 0, f"{what} = {value}: must be a width above 0")
   elif key in ("stitch_own", "exclusivity"):
     require(0 <= value <= 1, f"{what} = {value}: must be a share from 0 to 1")
+  elif isinstance(default, int) and default < 1:
+    require(isinstance(value, int), f"{what} = {value}: must be a whole number")
   elif not isinstance(default, float):
     require(_is_size(value), f"{what} = {value}: must be a whole number from 1 to {_MAX_SIZE:,}")
 

@@ -18,11 +18,6 @@ from mmoe_jax.training.row_updates import DENSE_TABLES, DenseTables, RowWiseTabl
 # `auto` updates rows if tables have more numbers than this per id that a step reads; measured, see
 # benchmarks/README.md.
 LARGE = 64
-# Models whose loss or tables do not fit: a penalty on all rows, or a table per task.
-_DENSE_ONLY = {
-  "l2_constrained": "its penalty depends on every row of the tables",
-  "single_task": "each task has separate tables",
-}
 _FREE_SHARE = 0.5  # Share of a device's memory that tables and their optimizer state may take.
 
 
@@ -113,8 +108,8 @@ def choose_updates(config: Any, large: bool) -> str:
   is_rowwise_only = settings.name in optimizer.ROWWISE_ONLY
   fault = find_unsupported(settings)
   fault = f"{where}.{fault}" if fault else None
-  if config.model.name in _DENSE_ONLY:
-    fault = f"config.model.name = '{config.model.name}': {_DENSE_ONLY[config.model.name]}"
+  if reason := registry.find_model(config.model.name).dense_tables:
+    fault = f"config.model.name = '{config.model.name}': {reason}"
   dtype = config.model.get("embedding_dtype", "float32")
   if dtype != "float32":
     reason = f"config.model.embedding_dtype = '{dtype}': only with updated rows"

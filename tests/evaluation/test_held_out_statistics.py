@@ -87,7 +87,8 @@ def test_calibration_groups_all_rows_and_finds_the_truth():
   assert ((found.low <= found.predicted) & (found.predicted <= found.high)).mean() > 0.6
   assert found.error < 0.01
   wrong = statistics.calibration(true / 2, labels)
-  assert wrong.error == pytest.approx(true.mean() / 2, rel=0.05)
+  # Labels have a standard error of .0025 in their mean.
+  assert wrong.error == pytest.approx(true.mean() / 2, abs=0.012)
   assert (wrong.high < wrong.predicted).sum() == 0
   assert (wrong.low > wrong.predicted).sum() > 6
 

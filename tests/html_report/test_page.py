@@ -1,16 +1,19 @@
 """Pages: self-contained, with text alternatives, escaped; of runs, populations and searches."""
 
+import dataclasses
 import json
 import os
 import re
 import shutil
 
+import numpy as np
 import pytest
 
 from mmoe_jax.errors import UserError
 from mmoe_jax.files import read_json_object
 from mmoe_jax.html_report import page as page_lib
-from mmoe_jax.html_report.page import write_report
+from mmoe_jax.html_report.model_sections import columns_section
+from mmoe_jax.html_report.page import run_page, write_report
 from mmoe_jax.workdir import contract
 from tests import commands
 from tests.html_report.conftest import write
@@ -190,3 +193,19 @@ def test_the_command_writes_a_page(run, tmp_path):
   assert done.returncode == 0, done.stderr
   assert "opens in any browser without a network" in done.stdout
   check_is_self_contained(Page(out))
+
+
+def test_effects_on_a_task_of_one_class_are_left_out(facts):
+  effects = facts.effects
+  undefined = [np.where(np.arange(4) == 1, np.nan, a) for a in (effects.permuted, effects.unknown)]
+  effects = dataclasses.replace(effects, permuted=undefined[0], unknown=undefined[1])
+  section = str(columns_section(dataclasses.replace(facts, effects=effects)))
+  assert "buy: undefined on these rows" in section
+  assert "buy: permuted columns" not in section
+  assert "click: permuted columns" in section
+  assert "nan" not in section.lower().replace("nane", "")
+  none = dataclasses.replace(
+    effects, permuted=effects.permuted * np.nan, unknown=effects.unknown * np.nan
+  )
+  assert "country: undefined" in str(columns_section(dataclasses.replace(facts, effects=none)))
+  assert run_page(dataclasses.replace(facts, effects=none))
