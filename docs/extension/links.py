@@ -17,6 +17,7 @@ PAGES = {
   "data_prep/README.md": "data",
   "studies/README.md": "studies",
   "benchmarks/README.md": "benchmarks",
+  "notebooks/README.md": "notebooks",
 }
 LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 _TEXT_AND_LINK = re.compile(r"\[([^\]]*)" + LINK.pattern)

@@ -74,7 +74,8 @@ def _flags(call: ast.Call) -> Iterator[Flag]:
   if call.func.attr == "define_config":
     yield Flag("config", "None", "FILE.py or FILE.py:ARG; --config.KEY=VALUE overrides.")
   elif call.func.attr.startswith("DEFINE_"):
-    name, default, text = call.args[:3]
+    # The last of a name, a default, maybe the values of an enumeration, and a help text.
+    name, default, *_, text = call.args[:4] if call.func.attr == "DEFINE_enum" else call.args[:3]
     is_required = any(k.arg == "required" for k in call.keywords)
     shown = "required" if is_required else ast.unparse(default)
     yield Flag(ast.literal_eval(name), shown, ast.literal_eval(text))
