@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_prep.output import STORED
+from data_prep.output import STORED, UNFINISHED
 from data_prep.statistics import TextCounts
 from mmoe_jax import data
 from mmoe_jax.data import locations
@@ -65,7 +65,7 @@ def store(
     os.makedirs(parent, exist_ok=True)
   name = directory.rstrip("/").rpartition("/")[2]
   base = prefix if name == prefix else f"{prefix}/{name}"
-  tmp_path = tempfile.mkdtemp(prefix=".shard-", dir=parent)
+  tmp_path = tempfile.mkdtemp(prefix=UNFINISHED, dir=parent)
   files = {}
   try:
     for field, array in zip(STORED, arrays, strict=True):

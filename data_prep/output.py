@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from mmoe_jax import data, errors
 from mmoe_jax.errors import UserError
 
+UNFINISHED = ".shard-"  # Prefix of a shard that is being written; a kill leaves it.
 STORED = ("ids", "numbers", "labels", "weights", "slices", "rows")  # Arrays of a split.
 _OURS = re.compile(
   rf"({'|'.join(data.SPLITS)})(/\d{{5}})?(/({'|'.join(STORED)})\.npy)?|vocabularies(/[^/]+\.arrow)?"
@@ -73,6 +74,7 @@ def resume_folder(out: str, identity: str) -> Iterator[str]:
     os.makedirs(folder, exist_ok=True)
     try:
       yield folder
+      _remove_unfinished(folder)
       put_in_place(folder, out)
     except Exception:  # An interrupt leaves the folder; after an error, start again.
       shutil.rmtree(tmp_path, ignore_errors=True)
@@ -129,6 +131,14 @@ def _empty(folder: str) -> None:
       shutil.rmtree(entry.path)
     else:
       os.remove(entry.path)
+
+
+def _remove_unfinished(folder: str) -> None:
+  """Removes shards that killed processes were writing; all parts are finished in others."""
+  for base, folders, _ in os.walk(folder):
+    for name in [name for name in folders if name.startswith(UNFINISHED)]:
+      folders.remove(name)
+      shutil.rmtree(os.path.join(base, name))
 
 
 def _clean_up(parent: str, name: str) -> None:

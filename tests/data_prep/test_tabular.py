@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from configs import census, tabular
-from data_prep import preparation, splitting
+from data_prep import output, preparation, splitting
 from data_prep.spec import parse_spec
 from mmoe_jax import data
 from mmoe_jax.data import tables
@@ -347,7 +347,8 @@ def test_kills_at_random_moments_end_in_the_same_bytes(frame, tmp_path):
     process.send_signal(signal.SIGKILL)
     kills += process.wait() == -signal.SIGKILL
     process.communicate()
-  subprocess.run(command("cut"), check=True, capture_output=True)
+  done = subprocess.run(command("cut"), capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
   assert kills
   for name in ("manifest.json", "schema.json"):
     assert filecmp.cmp(tmp_path / "whole" / name, tmp_path / "cut" / name, shallow=False)
@@ -386,3 +387,15 @@ def test_manifest_and_schema_name_all_shards(csv, tmp_path):
     for name in names
   }
   assert on_disk == {*files, "manifest.json"}
+
+
+def test_shards_that_a_kill_left_unfinished_are_no_part_of_the_output(tmp_path):
+  out = str(tmp_path / "data")
+  for _ in range(2):  # The second one replaces what the first has written.
+    with output.resume_folder(out, "one") as folder:
+      for place in (folder, os.path.join(folder, "train")):
+        os.makedirs(os.path.join(place, f"{output.UNFINISHED}k9x_ab12"))
+      with open(os.path.join(folder, "schema.json"), "w") as file:
+        file.write("{}")
+    found = [name for _, folders, names in os.walk(out) for name in (*folders, *names)]
+    assert found == ["train", "schema.json"]
