@@ -104,7 +104,6 @@ def simulate(rows: int, seed: int, file: int, users: int, items: int) -> pa.Tabl
   click = rng.random(rows) < p_click
   purchase = click & (rng.random(rows) < p_buy)
   lacks_age = _uniform(user, "user", 3) < 0.15
-  tags = _tags(rng, shown, rows)
   return pa.table(
     {
       "impression": np.arange(file * ROWS_PER_FILE, file * ROWS_PER_FILE + rows),
@@ -120,7 +119,7 @@ def simulate(rows: int, seed: int, file: int, users: int, items: int) -> pa.Tabl
       "item_category": category.astype(np.int8),
       "item_brand": (of_item * 500).astype(np.int16),
       "item_price": np.round(price, 2),
-      "item_tags": tags,
+      "item_tags": _tags(rng, shown, rows),
       "discount": discount.astype(np.int8),
       "item_age_days": np.floor(400 * _uniform(shown, "item", 2) ** 2).astype(np.int16),
       "click": click.astype(np.int8),

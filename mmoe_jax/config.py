@@ -120,6 +120,17 @@ def _short(value: Any) -> str:
   return text if len(text) <= 80 else f"{text[:77]}…"
 
 
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Returns a nested mapping as dotted key -> value; an empty mapping is a value."""
+  flat: dict[str, Any] = {}
+  for key, value in tree.items():
+    if isinstance(value, Mapping) and value:
+      flat |= flatten(value, f"{prefix}{key}.")
+    else:
+      flat[f"{prefix}{key}"] = value
+  return flat
+
+
 def override(config: Any, settings: Mapping[str, Any]) -> ConfigDict:
   """Returns a copy of a config with other values for some keys.
 

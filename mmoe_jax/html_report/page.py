@@ -8,6 +8,7 @@ import platform
 from collections.abc import Sequence
 from typing import Any
 
+from mmoe_jax.config import flatten
 from mmoe_jax.errors import require
 from mmoe_jax.files import write_atomically
 from mmoe_jax.html_report import advice as advice_rules
@@ -144,7 +145,7 @@ def _settings_of(facts: RunFacts) -> dict[str, Any]:
   """Returns the config, of a member with its own settings."""
   config = {k: v for k, v in facts.config.items() if k != contract.MEMBERS}
   own = facts.results.get("member", {}) if facts.member is not None else {}
-  return results_sections.flatten(config) | own
+  return flatten(config) | own
 
 
 def _advice_section(found: Sequence[Advice]) -> Html:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from mmoe_jax import data
+from mmoe_jax.config import flatten
 from mmoe_jax.evaluation import held_out_statistics as statistics
 from mmoe_jax.evaluation.tables import DASH
 from mmoe_jax.html_report import charts, numbers, scales
@@ -350,14 +351,3 @@ def settings_section(config: Mapping[str, Any], versions: Sequence[Sequence[str]
     paragraph("Every key of the config. Each can be set by --config.KEY=VALUE."),
     join(blocks),
   )
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Returns a nested mapping as dotted key -> value."""
-  flat: dict[str, Any] = {}
-  for key, value in tree.items():
-    if isinstance(value, Mapping) and value:
-      flat |= flatten(value, f"{prefix}{key}.")
-    else:
-      flat[f"{prefix}{key}"] = value
-  return flat

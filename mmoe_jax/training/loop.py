@@ -48,10 +48,7 @@ def train_and_evaluate(
   """
   start = time.perf_counter()
   check_structure(config)
-  data_digest = data.verify(config.data_dir)
-  schema, splits = data.load(
-    config.data_dir, **config.data, budget=data.memory_budget(config.train.memory_gib)
-  )
+  data_digest, schema, splits = train_rows.load(config)
   tasks = [task.name for task in schema.tasks]
   run = compile_run(config, schema, splits["train"])
   config, state = run.config, run.state
@@ -65,8 +62,7 @@ def train_and_evaluate(
     tracking.create(config.train.trackers, trackers, is_first_host) as tracked,
   ):
     epoch, state, log_digest, unfinished = _restore(checkpoints, run, state)
-    if _must_stop():
-      raise preemption.Preempted
+    _stop_if_requested()
     if is_first_host:
       _print_summary(run, schema, workdir)
     held_out = run.place(evaluate.make_eval_batch(splits["validation"], all_views=False))
@@ -91,11 +87,7 @@ def train_and_evaluate(
           | {"rows_per_second": run.rows.count / seconds}
           | {"wall_seconds": wall_seconds()}
         )
-        must_stop = _must_stop()
-        if must_stop or saving.is_due(state, epoch, config.checkpoint.every_epochs):
-          saving.save(checkpoints, epoch, state, log.digest())
-        if must_stop:
-          raise preemption.Preempted
+        _save_if_due(checkpoints, state, epoch, log, config.checkpoint.every_epochs)
     saving.save(checkpoints, epoch, state, log.digest())
     results = _summarise(run, state, epoch, log, is_first_host)
     results |= _evaluate_splits(run, saving.best_variables(checkpoints, epoch, state), splits)
@@ -156,9 +148,30 @@ def _train_epoch(
   return state, concatenate(losses), time.perf_counter() - start
 
 
+def _save_if_due(
+  checkpoints: checkpoint.Checkpoints, state: State, epoch: int, log: logs.RunLog, every: int
+) -> None:
+  """Saves every `every` epochs, and before it stops for a signal.
+
+  Raises:
+    Preempted: after saving, if a signal asks to stop.
+  """
+  must_stop = _must_stop()
+  if must_stop or saving.is_due(state, epoch, every):
+    saving.save(checkpoints, epoch, state, log.digest())
+  if must_stop:
+    raise preemption.Preempted
+
+
 def _must_stop() -> bool:
   """Returns whether a signal asks any host to stop; all hosts must call it."""
   return parallel.any_host(preemption.requested())
+
+
+def _stop_if_requested() -> None:
+  """Raises Preempted if a signal asks any host to stop; all hosts must call it."""
+  if _must_stop():
+    raise preemption.Preempted
 
 
 def _print_summary(run: Run, schema: data.Schema, workdir: str) -> None:
@@ -182,8 +195,7 @@ def _evaluate_splits(
     splits = {**splits, "train": run.rows.sample}
     results["notes"]["train"] = f"measured on a random sample of {len(run.rows.sample):,} rows"
   for name, split in splits.items():
-    if _must_stop():
-      raise preemption.Preempted
+    _stop_if_requested()
     batch = run.place(evaluate.make_eval_batch(split))
     metrics = jax.device_get(run.evaluate(variables, batch))
     evaluate.add_metrics(results, name, metrics)

@@ -20,7 +20,7 @@ from mmoe_jax.errors import UserError, require
 from mmoe_jax.evaluation import evaluate
 from mmoe_jax.files import save_array
 from mmoe_jax.models import layers
-from mmoe_jax.training import records, saving
+from mmoe_jax.training import records, saving, train_rows
 from mmoe_jax.training.checks import Override
 from mmoe_jax.training.learner import Assessment
 from mmoe_jax.training.population_mean import evaluate_mean
@@ -97,35 +97,10 @@ def train_population(
     with logs.RunLog(*log_of) as log:
       elapsed_before = saving.elapsed(unfinished, log.records)
       wall_seconds = lambda: elapsed_before + time.perf_counter() - start
-      errors_M = _read_errors(log.records)
-      active_M = _find_active(population, states, epoch, errors_M)
-
-      def stop_if_requested(states: State, losses_M: Sequence[TaskLosses]) -> None:
-        if preemption.requested():
-          times = (time.perf_counter() - epoch_start, wall_seconds(), log.digest())
-          _save_unfinished(checkpoints, population, epoch, states, losses_M, *times)
-          raise preemption.Preempted
-
-      while epoch < config.train.epochs and any(active_M):
-        epoch_start = time.perf_counter() - (unfinished.seconds if unfinished else 0.0)
-        states, losses_M, assessment_M = population.train_epoch(
-          states, epoch + 1, active_M, saving.losses_of(unfinished), stop_if_requested
-        )
-        epoch, unfinished = epoch + 1, None
-        seconds = time.perf_counter() - epoch_start
-        values = _describe_epoch(population, epoch, losses_M, assessment_M, active_M, errors_M)
-        log.write(
-          {"epoch": epoch, "active": active_M, "errors": dict(errors_M)}
-          | {**values, "seconds": seconds}
-          | {"rows_per_second": sum(active_M) * population.train_rows / seconds}
-          | {"wall_seconds": wall_seconds()}
-        )
-        active_M = _find_active(population, states, epoch, errors_M)
-        must_stop = preemption.requested()
-        if must_stop or epoch % config.checkpoint.every_epochs == 0:
-          _save(checkpoints, epoch, population, states, log.digest())
-        if must_stop:
-          raise preemption.Preempted
+      at_start = (epoch, states, unfinished)
+      epoch, states, errors_M = _train_epochs(
+        config, population, checkpoints, log, wall_seconds, *at_start
+      )
     _save(checkpoints, epoch, population, states, log.digest())
     results = _evaluate(population, states, errors_M, workdir, save_logits, report_on)
     mean = evaluate_mean(population, schema, states, errors_M, report_on)
@@ -136,16 +111,73 @@ def train_population(
   return results
 
 
+def _train_epochs(
+  config: Any,
+  population: "Population",
+  checkpoints: checkpoint.Checkpoints,
+  log: logs.RunLog,
+  wall_seconds: Callable[[], float],
+  epoch: int,
+  states: State,
+  unfinished: Unfinished | None,
+) -> tuple[int, State, dict[int, str]]:
+  """Trains until the last epoch, or until no member is active.
+
+  Args:
+    config: settings.
+    population: the population.
+    checkpoints: where to save.
+    log: where to write the record of each epoch.
+    wall_seconds: returns the time since the first start.
+    epoch: number of finished epochs.
+    states: the states then.
+    unfinished: what is done of the next epoch.
+
+  Returns:
+    Number of finished epochs, states, and number of a member -> why its training diverged.
+
+  Raises:
+    Preempted: after saving, if a signal asks to stop.
+  """
+  errors_M = _read_errors(log.records)
+  active_M = _find_active(population, states, epoch, errors_M)
+
+  def stop_if_requested(states: State, losses_M: Sequence[TaskLosses]) -> None:
+    if preemption.requested():
+      times = (time.perf_counter() - epoch_start, wall_seconds(), log.digest())
+      _save_unfinished(checkpoints, population, epoch, states, losses_M, *times)
+      raise preemption.Preempted
+
+  while epoch < config.train.epochs and any(active_M):
+    epoch_start = time.perf_counter() - (unfinished.seconds if unfinished else 0.0)
+    states, losses_M, assessment_M = population.train_epoch(
+      states, epoch + 1, active_M, saving.losses_of(unfinished), stop_if_requested
+    )
+    epoch, unfinished = epoch + 1, None
+    seconds = time.perf_counter() - epoch_start
+    values = _describe_epoch(population, epoch, losses_M, assessment_M, active_M, errors_M)
+    log.write(
+      {"epoch": epoch, "active": active_M, "errors": dict(errors_M)}
+      | {**values, "seconds": seconds}
+      | {"rows_per_second": sum(active_M) * population.train_rows / seconds}
+      | {"wall_seconds": wall_seconds()}
+    )
+    active_M = _find_active(population, states, epoch, errors_M)
+    must_stop = preemption.requested()
+    if must_stop or epoch % config.checkpoint.every_epochs == 0:
+      _save(checkpoints, epoch, population, states, log.digest())
+    if must_stop:
+      raise preemption.Preempted
+  return epoch, states, errors_M
+
+
 def _load(
   config: Any, schema: data.Schema | None, splits: Splits | None
 ) -> tuple[str, data.Schema, Splits]:
   """Verifies and loads the data that all members share, unless data are given."""
   if schema is not None and splits is not None:
     return "", schema, splits
-  data_digest = data.verify(config.data_dir)
-  schema, splits = data.load(
-    config.data_dir, **config.data, budget=data.memory_budget(config.train.memory_gib)
-  )
+  data_digest, schema, splits = train_rows.load(config)
   return data_digest, schema, [splits]
 
 

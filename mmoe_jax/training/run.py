@@ -84,19 +84,7 @@ def compile_run(config: Any, schema: data.Schema, split: data.Split | data.Store
   segments = train_rows.segments(rows, config.train.batch_size)
   shapes = {len(shape.weights): shape for shape in rows.shapes}
   place_number = lambda number: devices.replicate(np.array(number, np.int32))
-  programs: dict[Any, Callable[..., Any]] = {}
-
-  def program_for(
-    state: Any, rows_of_block: Any, block_key: Array, steps: int, places: Any
-  ) -> Callable:
-    """Returns the program for a size of block, a number of steps and places of lists."""
-    which = len(rows_of_block.weights), steps, places
-    if which not in programs:
-      train = functools.partial(_train_segment, learner, steps, places)
-      arguments = (state, (rows_of_block, place_number(0)), block_key)
-      programs[which] = devices.compile(train, *arguments, spec)
-    return programs[which]
-
+  program_for = _make_programs(learner, devices, place_number, spec)
   # The last block and segment may be shorter. Places of lists depend on the epoch.
   sizes = dict.fromkeys((rows.block_rows[s.block], s.steps) for s in segments)
   for count, steps in () if lists else sizes:
@@ -141,6 +129,25 @@ def compile_run(config: Any, schema: data.Schema, split: data.Split | data.Store
     start_from=lambda variables: devices.init(learner.init, spec, key, one_row, variables),
     parameters=layers.parameter_count(jax.eval_shape(learner.model.init, key, one_row)["params"]),
   )
+
+
+def _make_programs(
+  learner: Learner, devices: parallel.Devices, place_number: Callable[[int], Any], spec: Any
+) -> Callable[..., Callable[..., Any]]:
+  """Returns program_for(state, rows, key, steps, places): the program of a segment.
+
+  Each size of block, number of steps and places of lists is compiled once.
+  """
+  programs: dict[Any, Callable[..., Any]] = {}
+
+  def program_for(state: Any, rows: Any, key: Array, steps: int, places: Any) -> Callable[..., Any]:
+    which = len(rows.weights), steps, places
+    if which not in programs:
+      train = functools.partial(_train_segment, learner, steps, places)
+      programs[which] = devices.compile(train, state, (rows, place_number(0)), key, spec)
+    return programs[which]
+
+  return program_for
 
 
 def concatenate(losses: Sequence[TaskLosses]) -> TaskLosses:

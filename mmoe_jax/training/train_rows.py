@@ -151,6 +151,17 @@ class Streamed:
     return self._split.read(list(_ranges(order, self.count, start, end)))
 
 
+def load(config: Any) -> tuple[str, data.Schema, dict[str, data.Split | data.StoredSplit]]:
+  """Verifies and loads the prepared data of a config.
+
+  Returns:
+    The digest of its manifest, the schema of the run, and the splits.
+  """
+  digest = data.verify(config.data_dir)
+  budget = data.memory_budget(config.train.memory_gib)
+  return digest, *data.load(config.data_dir, **config.data, budget=budget)
+
+
 def create_train_rows(
   split: data.Split | data.StoredSplit, schema: data.Schema, config: Any, devices: parallel.Devices
 ) -> Resident | Streamed:

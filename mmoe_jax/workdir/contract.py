@@ -10,6 +10,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 import msgspec
 
 from mmoe_jax import digests
+from mmoe_jax.config import flatten
 from mmoe_jax.data import MANIFEST, Schema, locations, restore_schema, save_schema
 from mmoe_jax.errors import UserError, require
 from mmoe_jax.files import parse, read_json_object, write_json
@@ -189,7 +190,7 @@ def require_same(workdir: str, settings: Mapping[str, Any]) -> None:
   Raises:
     UserError: naming a key that differs.
   """
-  before, now = _ADDED | _flatten(read_config(workdir)), _flatten(settings)
+  before, now = _ADDED | flatten(read_config(workdir)), flatten(settings)
   is_by_rows = now.get("optimizer.embedding.updates") == "rows"
   free = (*_LOCATIONS, *(_PLACEMENT if is_by_rows else ()))
   changed = [k for k in {**before, **now} if before.get(k) != now.get(k) and k not in free]
@@ -289,14 +290,3 @@ def _require_name(workdir: str) -> None:
     f"--workdir={workdir}: contains '{''.join(bad)}', which the checkpoint library takes for a "
     "pattern; use another name",
   )
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Returns a nested mapping as dotted key -> value."""
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, dict) and value:
-      flat |= _flatten(value, f"{prefix}{key}.")
-    else:
-      flat[f"{prefix}{key}"] = value
-  return flat

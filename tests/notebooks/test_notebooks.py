@@ -104,7 +104,7 @@ def test_an_address_becomes_badges_and_is_kept_and_removed(folder, address):
 
 def test_an_address_that_colab_cannot_open_is_refused(folder):
   before = read(folder)
-  for address in ("https://example.org/someone/repo", "/work/main", "https://github.com/someone"):
+  for address in ("https://example.org/someone/repo", "/a/folder", "https://github.com/someone"):
     with pytest.raises(UserError, match="must be on GitHub"):
       tidy.tidy(folder, address)
   assert read(folder) == before

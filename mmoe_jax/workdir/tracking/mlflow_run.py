@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from mmoe_jax.config import flatten
 from mmoe_jax.workdir.tracking import identities
 from mmoe_jax.workdir.tracking.protocol import Record, TrackedRun, final_numbers, scalars
 
@@ -90,7 +91,7 @@ class MlflowRun:
     self._run_id, self._epoch = created.info.run_id, 0
     params = [
       self._entities.Param(_clean(key), str(value)[:_LONGEST_VALUE])
-      for key, value in _flatten(run.settings).items()
+      for key, value in flatten(run.settings).items()
     ]
     for i in range(0, len(params), _LARGEST_PARAMS):
       self._client.log_batch(self._run_id, params=params[i : i + _LARGEST_PARAMS])
@@ -110,15 +111,3 @@ def _clean(name: str) -> str:
   """Returns a name of the characters that MLflow accepts."""
   name = re.sub(r"[^\w\-. /]", "_", name)[:_LONGEST_NAME]
   return posixpath.normpath(name).lstrip("./") or "_"
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Returns nested settings as dotted key -> value."""
-  flat = {}
-  for key, value in tree.items():
-    flat |= (
-      _flatten(value, f"{prefix}{key}.")
-      if isinstance(value, Mapping)
-      else {f"{prefix}{key}": value}
-    )
-  return flat
