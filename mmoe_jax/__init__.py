@@ -20,9 +20,9 @@ if TYPE_CHECKING:
   from mmoe_jax.errors import UserError
   from mmoe_jax.export.bundle import export as export_model
   from mmoe_jax.models import Model, create_model
-  from mmoe_jax.prediction.evaluation import evaluate
   from mmoe_jax.prediction.gate_measurements import measure_gates
   from mmoe_jax.prediction.predictor import Predictor
+  from mmoe_jax.prediction.row_metrics import evaluate
   from mmoe_jax.training.loop import train_and_evaluate as train
   from mmoe_jax.training.population import train_population
   from mmoe_jax.training.search import run_search
@@ -47,7 +47,7 @@ _PLACES = {
   "Predictor": ("prediction.predictor", "Predictor"),
   "UserError": ("errors", "UserError"),
   "create_model": ("models", "create_model"),
-  "evaluate": ("prediction.evaluation", "evaluate"),
+  "evaluate": ("prediction.row_metrics", "evaluate"),
   "export_model": ("export.bundle", "export"),
   "load_data": ("data", "load"),
   "measure_gates": ("prediction.gate_measurements", "measure_gates"),

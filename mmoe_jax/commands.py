@@ -83,7 +83,9 @@ def run(main: Callable[[list[str]], None], resumes: bool = False) -> None:
     # Python discards errors in a callback of the garbage collector, where JAX has one.
     if issubclass(lost.exc_type, KeyboardInterrupt):
       end()
-    sys.__unraisablehook__(lost)
+    # Threads of a save that failed, whose error is reported, end after its event loop.
+    if str(lost.exc_value) != "Event loop is closed":
+      sys.__unraisablehook__(lost)
 
   sys.unraisablehook = report
   if resumes:

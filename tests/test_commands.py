@@ -143,3 +143,30 @@ commands.run(main, resumes=True)
   assert done.returncode == 75
   assert done.stderr.strip() == "interrupted; the same command resumes"
   assert done.stdout == ""
+
+
+def test_threads_of_a_failed_save_print_no_traceback_but_others_do():
+  code = """
+import gc, sys
+from mmoe_jax import commands
+
+def main(argv):
+  def late(*_):
+    gc.callbacks.clear()
+    raise RuntimeError(sys.stdin.read())
+  gc.callbacks.append(late)
+  gc.collect()
+
+commands.run(main)
+"""
+  for text, is_shown in (("Event loop is closed", False), ("a fault", True)):
+    done = subprocess.run(
+      [sys.executable, "-c", code],
+      cwd=ROOT,
+      env=environment(),
+      input=text,
+      text=True,
+      capture_output=True,
+      check=False,
+    )
+    assert ("RuntimeError" in done.stderr) == is_shown

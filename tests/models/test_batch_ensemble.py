@@ -14,8 +14,8 @@ from mmoe_jax.errors import UserError
 from mmoe_jax.export import model as exported
 from mmoe_jax.export.bundle import export
 from mmoe_jax.models.batch_ensemble import MEMBERS
-from mmoe_jax.prediction.evaluation import evaluate
 from mmoe_jax.prediction.predictor import Predictor
+from mmoe_jax.prediction.row_metrics import evaluate
 from mmoe_jax.training import loop, losses, population
 from mmoe_jax.training.run import compile_run
 from tests import reference
