@@ -122,7 +122,9 @@ def _columns(schema: data.Schema, facts: RunFacts) -> list[dict[str, Any]]:
   """Returns the form's columns, the most important ones first."""
   names = data.needed_columns(schema)
   if facts.effects is not None:
-    importance = dict(zip(facts.effects.names, facts.effects.permuted.max(1), strict=True))
+    # Undefined where the rows have one class only.
+    largest_C = np.nan_to_num(facts.effects.permuted, nan=-np.inf).max(1)
+    importance = dict(zip(facts.effects.names, largest_C, strict=True))
     names = sorted(names, key=lambda name: -importance[name])
   return [{"name": name} | _control(schema, name) for name in names]
 
