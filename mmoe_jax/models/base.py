@@ -25,8 +25,8 @@ class Model(nn.Module):
   Training (`train=True`) needs a random key named `dropout`. Models with gates sow their weights
   into the collection `intermediates` under `gates`, as gates_TxBxE that sum to one. Models with a
   penalty sow it in training into `losses`, as scalars, or (B,) with one value per row, of which the
-  weighted mean is added to the loss. Training also passes a random key named `shared`, which is the
-  same on all devices.
+  weighted mean is added to the loss. Training also passes a random key named `shared`. Both keys
+  are the same on all devices: what is drawn for rows depends on `axis_name`, see layers.Dropout.
 
   Every float among the settings may be a traced scalar.
 
@@ -46,7 +46,8 @@ class Model(nn.Module):
     tower_activation: activation of a tower.
     tower_norm: norm of a tower.
     tower_dropout: dropout rate of a tower.
-    axis_name: device axis that batch statistics are averaged over, if any.
+    axis_name: device axis that rows are sharded over, if any: batch statistics are averaged over
+      it, and dropout differs between its devices.
   """
 
   # True if each task's label must imply the label of the task before it.
@@ -104,6 +105,7 @@ class Model(nn.Module):
       "init_std": self.embedding_init_std,
       "dtype": self.embedding_dtype,
       "dropout": self.embedding_dropout,
+      "axis_name": self.axis_name,
     }
 
   @property

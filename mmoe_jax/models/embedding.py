@@ -280,6 +280,7 @@ class FeatureEmbedding(nn.Module):
     init_std: standard deviation of the initial vectors.
     dtype: type of the tables' numbers, see DTYPES; vectors are float32.
     dropout: rate at which coordinates of the output are dropped in training.
+    axis_name: device axis that rows are sharded over, if any.
   """
 
   sizes: Sequence[int]
@@ -291,6 +292,7 @@ class FeatureEmbedding(nn.Module):
   init_std: float = 0.05
   dtype: str = "float32"
   dropout: float = 0.0
+  axis_name: str | None = None
 
   @nn.compact
   def __call__(self, features: dict[str, Array], train: bool) -> Array:
@@ -315,7 +317,7 @@ class FeatureEmbedding(nn.Module):
     x_BxD = jnp.concatenate(parts, axis=1)
     if "input_scale" in features:
       x_BxD = x_BxD * features["input_scale"][None, :]
-    return Dropout(self.dropout)(x_BxD, train)
+    return Dropout(self.dropout, self.axis_name)(x_BxD, train)
 
   def _read(self, table: TableLayout, features: Mapping[str, Array]) -> Array:
     init = self._init(table.first_rows)

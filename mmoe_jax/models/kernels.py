@@ -35,7 +35,9 @@ def keep_count(rate: float | Array) -> int | Array:
   return 256 - min(int(np.round(np.float32(rate) * 256)), 255)
 
 
-def keep_mask(key: Array, kept: int | Array, shape: Sequence[int]) -> Array:
+def keep_mask(
+  key: Array, kept: int | Array, shape: Sequence[int], axis_name: str | None = None
+) -> Array:
   """Returns a random mask that is true with probability kept / 256.
 
   One random byte per unit decides: a hash of the unit's number under two random words. Equivalent
@@ -45,14 +47,21 @@ def keep_mask(key: Array, kept: int | Array, shape: Sequence[int]) -> Array:
   Args:
     key: random key.
     kept: from 1 to 256, see `keep_count`.
-    shape: shape of the mask.
+    shape: shape of the mask; rows are its first axis.
+    axis_name: device axis that rows are sharded over, if any. Units are numbered over all devices,
+      so that a row's mask does not depend on the number of devices.
   """
   size = math.prod(shape)
   first, second = jax.random.bits(key, (2,), jnp.uint32)
-  numbers = jax.lax.iota(jnp.uint32, -(-size // 4))
+  before = 0 if axis_name is None else jax.lax.axis_index(axis_name).astype(jnp.uint32) * size
+  # A word has the bytes of four units; the first unit of a device may be within one.
+  is_within = axis_name is not None and size % 4 != 0
+  numbers = before // 4 + jax.lax.iota(jnp.uint32, -(-size // 4) + is_within)
   words = scramble(scramble(numbers ^ first) + second)
-  random_bytes = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[:size]
-  return random_bytes.reshape(shape) <= jnp.uint8(kept - 1)
+  random_bytes = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)
+  if is_within:
+    random_bytes = jax.lax.dynamic_slice(random_bytes, (before % 4,), (size,))
+  return random_bytes[:size].reshape(shape) <= jnp.uint8(kept - 1)
 
 
 def mixture(gates_TxBxE: Array, experts_ExBxH: Array) -> Array:

@@ -64,6 +64,7 @@ class Dropout(nn.Module):
 
   Attributes:
     rate: share of units that are set to zero in training, in [0, 1); may be traced.
+    axis_name: device axis that rows are sharded over, if any; devices draw different units.
 
   References:
     Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov: Dropout: A Simple Way to Prevent
@@ -71,14 +72,15 @@ class Dropout(nn.Module):
   """
 
   rate: float
+  axis_name: str | None = None
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
-    """Drops units of x, of any shape, in training."""
+    """Drops units of x, of any shape with rows first, in training."""
     kept = keep_count(self.rate)
     if not train or (isinstance(kept, int) and kept == 256):
       return x
-    mask = keep_mask(self.make_rng("dropout"), kept, x.shape)
+    mask = keep_mask(self.make_rng("dropout"), kept, x.shape, self.axis_name)
     return jnp.where(mask, x * (256 / kept), 0.0)
 
 
@@ -93,7 +95,7 @@ class Mlp(nn.Module):
     activation: a key of ACTIVATIONS.
     norm: one of NORMS. `batch` keeps running statistics in the collection `batch_stats`.
     dropout: dropout rate after each hidden layer.
-    axis_name: device axis that batch statistics are averaged over, if any.
+    axis_name: device axis that rows are sharded over, if any.
   """
 
   hidden: Sequence[int]
@@ -119,7 +121,7 @@ class NormActDropout(nn.Module):
     activation: a key of ACTIVATIONS.
     norm: one of NORMS.
     dropout: dropout rate.
-    axis_name: device axis that batch statistics are averaged over, if any.
+    axis_name: device axis that rows are sharded over, if any.
   """
 
   activation: str = "relu"
@@ -141,7 +143,7 @@ def _norm_act_dropout(
     x = nn.LayerNorm()(x)
   elif norm == "batch":
     x = nn.BatchNorm(not train, momentum=0.9, axis_name=axis_name)(x)
-  return Dropout(dropout)(ACTIVATIONS[activation](x), train)
+  return Dropout(dropout, axis_name)(ACTIVATIONS[activation](x), train)
 
 
 def towers(
@@ -183,11 +185,13 @@ class Gate(nn.Module):
     hidden: units of hidden layers before W; none in the paper.
     dropout: rate at which a row loses an expert in training; the others' weights are scaled up. A
       row that would lose all experts keeps all (Zhao et al. 2019).
+    axis_name: device axis that rows are sharded over, if any.
   """
 
   experts: int
   hidden: Sequence[int] = ()
   dropout: float = 0.0
+  axis_name: str | None = None
 
   @nn.compact
   def __call__(self, x: Array, train: bool, visible_E: Array | None = None) -> Array:
@@ -196,7 +200,8 @@ class Gate(nn.Module):
     logits = nn.Dense(self.experts, use_bias=False, kernel_init=nn.initializers.normal(0.01))(x)
     open_BxE = None if visible_E is None else jnp.broadcast_to(visible_E[None], logits.shape)
     if train and is_enabled(self.dropout):
-      kept_BxE = keep_mask(self.make_rng("dropout"), keep_count(self.dropout), logits.shape)
+      draw = (self.make_rng("dropout"), keep_count(self.dropout), logits.shape)
+      kept_BxE = keep_mask(*draw, self.axis_name)
       visible_BxE = jnp.ones_like(kept_BxE) if open_BxE is None else open_BxE
       left_BxE = visible_BxE & kept_BxE
       open_BxE = jnp.where(left_BxE.any(1, keepdims=True), left_BxE, visible_BxE)

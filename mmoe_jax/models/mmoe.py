@@ -52,7 +52,7 @@ class MMoE(ExpertModel):
     x_BxD = FeatureEmbedding(**self.embedding, name="embedding")(features, train)
     experts_ExBxH = ensemble(Mlp, self.experts)(**self.expert, name="experts")(x_BxD, train)
     gating = ensemble(Gate, self.tasks, in_axes=(None, None, 0))(
-      self.experts, self.gate_hidden, self.gate_dropout, name="gating"
+      self.experts, self.gate_hidden, self.gate_dropout, self.axis_name, name="gating"
     )
     gates_TxBxE = gating(x_BxD, train, self._visible_TxE())
     self.sow("intermediates", "gates", gates_TxBxE)

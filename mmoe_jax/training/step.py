@@ -182,8 +182,12 @@ def make_train_step(
   sum_over_devices = lambda tree: tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
   def step(state: State, batch: Batch, key: Array) -> tuple[State, TaskLosses]:
-    shard = 0 if axis_name is None else jax.lax.axis_index(axis_name)
-    dropout_key = fold_in(key, "dropout", state.step, shard)
+    # The same keys on all devices: models draw by a row's place in the batch, see Model.
+    # `0` keeps the draws of earlier versions.
+    rngs = {
+      "dropout": fold_in(key, "dropout", state.step, 0),
+      "shared": fold_in(key, "shared", state.step),
+    }
     weights_BxT = losses.label_weights(batch.labels, batch.weights)
     label_weights_T = sum_over_devices(weights_BxT.sum(0))
     rows, opt_state = tables.locate(state.opt_state, batch.features, batch.weights)
@@ -193,7 +197,7 @@ def make_train_step(
         {"params": trained.params, "batch_stats": state.batch_stats},
         {**batch.features, "vectors": trained.vectors},
         train=True,
-        rngs={"dropout": dropout_key, "shared": fold_in(key, "shared", state.step)},
+        rngs=rngs,
         mutable=["batch_stats", "losses"],
       )
       loss_BxT = loss_fn(logits_BxO, batch.labels)

@@ -14,6 +14,7 @@ from mmoe_jax.config import flatten
 from mmoe_jax.data import MANIFEST, Schema, locations, restore_schema, save_schema
 from mmoe_jax.errors import UserError, require
 from mmoe_jax.files import parse, read_json_object, write_json
+from mmoe_jax.workdir import differences
 
 CONFIG = "config.json"
 SCHEMA = "schema.json"
@@ -61,9 +62,10 @@ class _PopulationResults(TypedDict):
   wall_seconds: float
 
 
-_LOCATIONS = ("data_dir", "train.trackers")  # Keys that may change when a run resumes.
-# Keys that older runs do not have, with what they did. With row-wise updates, tables can move to
-# another number of devices.
+# Keys that may change when a run resumes: where data are, what is informed, and the placement on
+# devices, of which neither the order of rows nor any random draw depends.
+_FREE = ("data_dir", "train.trackers", "train.devices", "model.embedding_shards")
+# Keys that older runs do not have, with what they did.
 _ADDED = {
   "optimizer.embedding.updates": "dense",
   "model.embedding_shards": 1,
@@ -72,7 +74,6 @@ _ADDED = {
   "model.embedding_dtype": "float32",
   "model.batch_ensemble": 1,
 }
-_PLACEMENT = ("train.devices", "model.embedding_shards")
 
 
 @contextlib.contextmanager
@@ -94,7 +95,7 @@ def claim(
     workdir: the directory, created if absent.
     config: settings of the run.
     schema: schema that the run encodes with.
-    devices: number of devices. Dropout differs between numbers of devices.
+    devices: number of devices.
     writes: whether this host writes and locks; others do nothing.
     data_digest: identifies the prepared data, see data.verify; empty for data that is in memory.
     members: settings of each member of a population.
@@ -188,19 +189,11 @@ def require_same(workdir: str, settings: Mapping[str, Any]) -> None:
   """Validates that config.json has these settings; locations may differ.
 
   Raises:
-    UserError: naming a key that differs.
+    UserError: naming the keys that differ.
   """
   before, now = _ADDED | flatten(read_config(workdir)), flatten(settings)
-  is_by_rows = now.get("optimizer.embedding.updates") == "rows"
-  free = (*_LOCATIONS, *(_PLACEMENT if is_by_rows else ()))
-  changed = [k for k in {**before, **now} if before.get(k) != now.get(k) and k not in free]
-  if changed:
-    key = changed[0]
-    raise UserError(
-      f"{workdir} holds a run with config.{key}={before.get(key)}, not {now.get(key)}"
-      + (f" (and {len(changed) - 1} more differences)" if len(changed) > 1 else "")
-      + "; use another --workdir"
-    )
+  differs = differences.of_settings(before, now, _FREE)
+  require(not differs, f"{workdir} holds a run with {differs}; use another --workdir")
 
 
 def read_config(workdir: str) -> dict[str, Any]:
@@ -257,9 +250,10 @@ def _check_or_write(
   path = os.path.join(workdir, CONFIG)
   if os.path.exists(path):
     require_same(workdir, settings)
+    differs = differences.of_schemas(read_schema(workdir), schema)
     require(
-      read_schema(workdir) == schema,
-      f"{workdir} holds a run on differently prepared data; use another --workdir",
+      not differs,
+      f"{workdir} holds a run on differently prepared data ({differs}); use another --workdir",
     )
   else:
     require(
