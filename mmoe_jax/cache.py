@@ -5,8 +5,12 @@ import hashlib
 import os
 import platform
 import stat
+import time
+import zlib
 
 PROGRAMS = "programs"
+_CHECKED = "checked"  # File in a folder of programs: its time is that of the last check.
+_ZSTANDARD = b"\x28\xb5\x2f\xfd"
 
 
 def folder(*names: str) -> str:
@@ -32,10 +36,46 @@ def keep_programs() -> None:
   with contextlib.suppress(OSError):
     os.makedirs(path, mode=0o700, exist_ok=True)
     if _is_private(path) and os.access(path, os.W_OK | os.X_OK):
+      _remove_broken(path)
       jax.config.update("jax_compilation_cache_dir", path)
       # Programs that compile faster than they load are not saved.
       jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
       jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _remove_broken(folder: str) -> None:
+  """Removes programs of which a killed process wrote a part only.
+
+  JAX does not replace them: every later start would print a warning for each, and compile it again.
+  Only programs since the last check are read.
+  """
+  mark, start = os.path.join(folder, _CHECKED), time.time()
+  last = os.stat(mark).st_mtime if os.path.exists(mark) else 0.0
+  for entry in os.scandir(folder):
+    if (
+      entry.name.endswith("-cache") and entry.stat().st_mtime >= last and not _is_whole(entry.path)
+    ):
+      os.remove(entry.path)
+  with open(mark, "w", encoding="utf-8"):
+    os.utime(mark, (start, start))
+
+
+def _is_whole(path: str) -> bool:
+  """Returns whether a compressed program ends as it must; true for an unknown compression."""
+  with open(path, "rb") as file:
+    content = file.read()
+  try:
+    if content.startswith(_ZSTANDARD):
+      import zstandard  # JAX uses it if it is installed.
+
+      zstandard.ZstdDecompressor().decompress(content)
+    else:
+      zlib.decompress(content)
+  except ImportError:
+    return True
+  except Exception:  # zlib.error or ZstdError.
+    return False
+  return True
 
 
 def _is_private(path: str) -> bool:

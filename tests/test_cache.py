@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -51,6 +52,17 @@ def test_a_second_process_need_not_compile(tmp_path):
   again = compile_with(XDG_CACHE_HOME=str(tmp_path))
   assert again[0] == place
   assert int(again[1]) > 0
+
+
+def test_a_program_that_a_killed_process_wrote_in_part_is_compiled_and_saved_again(tmp_path):
+  place, _ = compile_with(XDG_CACHE_HOME=str(tmp_path))
+  programs = [os.path.join(place, name) for name in os.listdir(place) if name.endswith("-cache")]
+  now = time.time()
+  for path in programs:
+    os.truncate(path, os.path.getsize(path) // 2)
+    os.utime(path, (now, now))
+  assert compile_with(XDG_CACHE_HOME=str(tmp_path)) == [place, "0"]  # Without a warning.
+  assert int(compile_with(XDG_CACHE_HOME=str(tmp_path))[1]) == len(programs)
 
 
 def test_jax_has_the_last_word(tmp_path):

@@ -1,0 +1,1 @@
+"""Reliability: kills, devices, damage, and what safety costs."""
