@@ -10,9 +10,8 @@ import numpy as np
 
 from mmoe_jax import data, parallel
 from mmoe_jax.config import check_structure
-from mmoe_jax.errors import require
 from mmoe_jax.evaluation import evaluate
-from mmoe_jax.training import records, saving, table_updates, train_rows
+from mmoe_jax.training import records, saving, table_updates, train_rows, warm_start
 from mmoe_jax.training.run import Run, compile_run, concatenate
 from mmoe_jax.training.step import State, TaskLosses
 from mmoe_jax.workdir import checkpoint, contract, logs, preemption, progress, tracking
@@ -52,9 +51,12 @@ def train_and_evaluate(
   tasks = [task.name for task in schema.tasks]
   run = compile_run(config, schema, splits["train"])
   config, state = run.config, run.state
-  if config.train.warm_start and not contract.saved_epochs(workdir):
-    state = _warm_start(run, schema)
   is_first_host = parallel.is_first_host()
+  if config.train.warm_start and not contract.saved_epochs(workdir):
+    found = warm_start.warm_start(run, schema)
+    state = found.state
+    if is_first_host:
+      print(*found.lines(config.train.warm_start), sep="\n", file=sys.stderr)
   with (
     preemption.deferred(),
     contract.claim(workdir, config, schema, run.devices.count, is_first_host, data_digest) as ids,
@@ -215,28 +217,6 @@ def _summarise(
     "rows_per_second": float(np.median(rates or [0.0])),
     "parameters": run.parameters,
   }
-
-
-def _warm_start(run: Run, schema: data.Schema) -> State:
-  """Returns the state with the best variables of the run in config.train.warm_start."""
-  workdir = run.config.train.warm_start
-  other = contract.read_schema(workdir)
-  for part in ("id_features", "numeric", "tasks"):
-    require(
-      getattr(other, part) == getattr(schema, part),
-      f"config.train.warm_start = {workdir}: must be a run with the same {part.replace('_', ' ')}",
-    )
-  row = jax.tree.map(lambda a: a[:1], dict(run.rows.sample.features))
-  variables = jax.eval_shape(run.learner.model.init, jax.random.key(0), row)
-  device = jax.sharding.SingleDeviceSharding(run.devices.devices[0])
-  like = jax.tree.map(
-    lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device),
-    {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})},
-  )
-  with checkpoint.Checkpoints(workdir, True, contract.digests_of(workdir)) as checkpoints:
-    best = checkpoints.restore_best(like)
-  require(best is not None, f"config.train.warm_start = {workdir}: contains no checkpoint")
-  return run.start_from(jax.device_get(best.item))
 
 
 def _is_out_of_patience(state: State, epoch: int, config: Any) -> bool:
