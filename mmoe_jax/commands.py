@@ -56,6 +56,9 @@ def run(main: Callable[[list[str]], None], resumes: bool = False) -> None:
     return rest
 
   def guarded(argv: list[str]) -> None:
+    if os.environ.get("JAX_COORDINATOR_ADDRESS") or os.environ.get("MMOE_MULTIHOST") == "1":
+      # Of a lost host, each library in C++ prints its view; parallel/heartbeat.py prints one line.
+      os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
       main(argv)
     except (UserError, OSError) as error:
@@ -63,6 +66,7 @@ def run(main: Callable[[list[str]], None], resumes: bool = False) -> None:
     except (MemoryError, RuntimeError, ValueError) as error:
       text = _explain(error)
       if text is None:
+        _end_hosts(describe(error), 1, may_be_of_others=True)
         raise
       _fail(UserError(text))
     except KeyboardInterrupt:
@@ -105,9 +109,14 @@ def _interrupt(*_: Any) -> NoReturn:
 
 def _leave_hosts() -> None:
   """Leaves the other hosts of a job, which would take a process that just ends for a lost one."""
-  jax = sys.modules.get("jax")
-  if jax is not None and jax.distributed.is_initialized():
-    jax.distributed.shutdown()
+  if hosts := sys.modules.get("mmoe_jax.parallel.hosts"):
+    hosts.leave()
+
+
+def _end_hosts(line: str, status: int, may_be_of_others: bool = False) -> None:
+  """Ends the other hosts of a job; does not return if one is lost: see parallel/hosts.py."""
+  if hosts := sys.modules.get("mmoe_jax.parallel.hosts"):
+    hosts.end_all(line, status, may_be_of_others)
 
 
 def _explain(error: Exception) -> str | None:
@@ -126,6 +135,7 @@ def _explain(error: Exception) -> str | None:
 
 
 def _fail(error: BaseException) -> NoReturn:
+  _end_hosts(describe(error), 2)
   _print(f"error: {describe(error)}")
   if sys.stdout is not None:
     sys.stdout.flush()

@@ -1,21 +1,31 @@
 """Hosts of a job, and the devices that JAX finds."""
 
+import atexit
 import collections
 import contextlib
 import faulthandler
 import glob
 import os
+import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed
+from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 
 from mmoe_jax.errors import UserError, require
+from mmoe_jax.parallel import relay
+from mmoe_jax.parallel.heartbeat import Heartbeat
 
-_HEARTBEAT_SECONDS = 30  # Until a host that does not answer counts as dead.
+_HEARTBEAT_SECONDS = 30  # Until a process that does not answer counts as lost.
+_JAX_HEARTBEAT_SECONDS = 100  # JAX's own limit, which must be longer.
+_JOIN_SECONDS = 300
+_HEARTBEAT_KEY = "mmoe_jax/heartbeat"
+_heartbeat: Heartbeat | None = None  # Of this process, if the job has several.
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
 
 
@@ -23,8 +33,8 @@ def initialize() -> None:
   """Joins the hosts of a job, if the environment names several. Call it before any use of JAX.
 
   Reads `JAX_COORDINATOR_ADDRESS` with `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, or
-  `MMOE_MULTIHOST=1` on TPU pods and Slurm, where JAX finds the rest. A host that does not answer
-  for `MMOE_HEARTBEAT_SECONDS` (30 by default) ends the processes of all.
+  `MMOE_MULTIHOST=1` on TPU pods and Slurm, where JAX finds the rest. A process that ends, or does
+  not answer for `MMOE_HEARTBEAT_SECONDS` (30 by default), ends all: parallel/heartbeat.py.
 
   Raises:
     UserError: for variables that are missing or wrong, and for hosts that cannot be joined.
@@ -38,32 +48,101 @@ def initialize() -> None:
         f"${name} = '{value}': must be a number, because $JAX_COORDINATOR_ADDRESS is set",
       )
     _join(
-      num_processes=int(numbers["JAX_NUM_PROCESSES"]), process_id=int(numbers["JAX_PROCESS_ID"])
+      os.environ["JAX_COORDINATOR_ADDRESS"],
+      int(numbers["JAX_NUM_PROCESSES"]),
+      int(numbers["JAX_PROCESS_ID"]),
     )
   elif os.environ.get("MMOE_MULTIHOST") == "1":
-    _join()
+    with _user_errors():
+      found = ClusterEnv.auto_detect_unset_distributed_params(
+        None, None, None, None, None, _JOIN_SECONDS
+      )
+    _join(*found)
 
 
-def _join(**numbers: int) -> None:
+def _join(
+  address: str | None,
+  processes: int | None,
+  process: int | None,
+  local_devices: Sequence[int] | None = None,
+) -> None:
   """Joins the hosts of a job."""
   text = os.environ.get("MMOE_HEARTBEAT_SECONDS", str(_HEARTBEAT_SECONDS))
   require(
     text.isdecimal() and int(text) >= 5,
     f"$MMOE_HEARTBEAT_SECONDS = '{text}': must be a whole number of at least 5",
   )
+  limit_s = int(text)
   # Its handler of SIGTERM would replace that of workdir/preemption.py.
   jax.config.update("jax_enable_preemption_service", False)
-  # A lost host makes JAX abort the others; Python's stack would hide the reason that it prints.
+  # A fault of JAX ends a process; Python's stack would hide the reason that it prints.
   faulthandler.disable()
+  with _user_errors():
+    jax.distributed.initialize(
+      relay.start(address) if address and process else address,
+      processes,
+      process,
+      local_devices,
+      heartbeat_timeout_seconds=max(_JAX_HEARTBEAT_SECONDS, 4 * limit_s),
+    )
+  if processes is not None and processes > 1:
+    _start_heartbeat(str(address), processes, int(process or 0), limit_s)
+
+
+@contextlib.contextmanager
+def _user_errors() -> Iterator[None]:
+  """Turns JAX's errors for wrong addresses and numbers, and without a cluster, into UserError."""
   try:
-    jax.distributed.initialize(**numbers, heartbeat_timeout_seconds=int(text))
-  # jax raises errors of these types for wrong addresses and numbers, and without a cluster.
+    yield
   except (ValueError, IndexError, RuntimeError) as error:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     raise UserError(
       f"cannot join the hosts of this job ({reason}); set $JAX_COORDINATOR_ADDRESS to HOST:PORT, "
       "$JAX_NUM_PROCESSES and $JAX_PROCESS_ID, or $MMOE_MULTIHOST=1 on a TPU pod or in Slurm only"
     ) from error
+
+
+def _start_heartbeat(address: str, processes: int, process: int, limit_s: float) -> None:
+  """Starts the heartbeat; the processes find each other through JAX's coordination service."""
+  global _heartbeat
+  store = distributed.global_state.client
+  if process == 0:
+    token = secrets.token_hex(16)
+    beat = Heartbeat(process, processes, limit_s, token)
+    store.key_value_set(_HEARTBEAT_KEY, f"{beat.listen()} {token}")
+  else:
+    port, token = store.blocking_key_value_get(_HEARTBEAT_KEY, _JOIN_SECONDS * 1000).split()
+    beat = Heartbeat(process, processes, limit_s, token)
+    beat.connect(address.rpartition(":")[0].strip("[]"), int(port))
+  beat.start()
+  # Before JAX's own, which waits for the other processes.
+  atexit.register(beat.leave)
+  _heartbeat = beat
+
+
+def leave() -> None:
+  """Leaves the other processes of a job, which would take one that just ends for a lost one."""
+  if _heartbeat is not None:
+    _heartbeat.leave()
+  if jax.distributed.is_initialized():
+    jax.distributed.shutdown()  # Waits for the others.
+
+
+def end_all(line: str, status: int, may_be_of_others: bool = False) -> None:
+  """Ends the other processes of a job, because this one ends with an error; does nothing alone.
+
+  Does not return if another process is lost: then that is the error to report.
+
+  Args:
+    line: the error.
+    status: exit status of the others.
+    may_be_of_others: whether the error may be the consequence of a lost process.
+  """
+  if _heartbeat is None:
+    return
+  if may_be_of_others:
+    _heartbeat.await_loss()
+  _heartbeat.fail(line, status)
 
 
 def _require_jit() -> None:
