@@ -17,10 +17,11 @@ def main(argv: list[str]) -> None:
   if _HTML.value:
     from mmoe_jax import cache
     from mmoe_jax.html_report.page import write_report
+    from mmoe_jax.prediction.predictor import parse_member
 
     cache.keep_programs()
-    examples = _EXAMPLES.value
-    print(write_report(_WORKDIR.value, _HTML.value, _DATA.value, _MEMBER.value, examples))
+    member = parse_member(_MEMBER.value)
+    print(write_report(_WORKDIR.value, _HTML.value, _DATA.value, member, _EXAMPLES.value))
     return
   for flag in (_DATA, _MEMBER, _EXAMPLES):
     require(not flag.present, f"--{flag.name}: needs --html FILE, the page that it is for")
@@ -33,8 +34,11 @@ if __name__ == "__main__":
   _WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run.", required=True)
   _HTML = flags.DEFINE_string("html", "", "HTML file to write, instead of printing the table.")
   _DATA = flags.DEFINE_string("data", "", "Prepared data for --html; that of the run, if empty.")
-  _MEMBER = flags.DEFINE_integer(
-    "member", None, "Member for --html, if WORKDIR is a population's; the best one by default."
+  _MEMBER = flags.DEFINE_string(
+    "member",
+    "",
+    "For --html of a population: a member's number, or `mean` for the mean of all; default: the "
+    "best one.",
   )
   _EXAMPLES = flags.DEFINE_boolean(
     "examples", True, "Whether the page of --html contains five test rows to start from."

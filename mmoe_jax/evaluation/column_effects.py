@@ -105,20 +105,22 @@ def _number_sources(schema: data.Schema) -> list[tuple[str, bool]]:
   return found
 
 
-def make_measure(model: Any, schema: data.Schema) -> Callable[..., Effects]:
+def make_measure(
+  predict: Callable[[Any, dict[str, Array]], Array], schema: data.Schema
+) -> Callable[..., Effects]:
   """Returns measure(variables, features, labels, permutations), to be compiled as one program.
 
+  `predict` is that of evaluate.make_predict, or gives logits of the mean of several models.
   `features` has `ids` (N, F) and `numeric` (N, D), `labels` is (N, T), NaN where missing,
   `permutations` (R, N) int32; every column uses the same ones.
   """
   columns = columns_of(schema)
-  logits_of = evaluate.make_predict(model)
   crosses = [f for f in schema.id_features if f.kind == "cross"]
 
   def score(variables: Any, features: dict[str, Array], labels_NxT: Array) -> Array:
     ids_NxF = _with_crosses(schema, crosses, features["ids"])
     chunks = _to_chunks({**features, "ids": ids_NxF})
-    logits_NxO = logits_of(variables, chunks)[: len(labels_NxT)]
+    logits_NxO = predict(variables, chunks)[: len(labels_NxT)]
     return _metrics(schema.tasks, logits_NxO, labels_NxT)
 
   def measure(

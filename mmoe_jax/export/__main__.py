@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
   _WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run.", required=True)
   _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
-  _FORMATS = flags.DEFINE_list("formats", ["stablehlo"], "Some of stablehlo and onnx.")
+  _FORMATS = flags.DEFINE_list("formats", ["stablehlo"], "Some of stablehlo, onnx and savedmodel.")
   _MEMBER = flags.DEFINE_string(
     "member", "", "Of a population: a member's number, or `mean` for the mean of all."
   )

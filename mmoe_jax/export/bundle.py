@@ -3,6 +3,7 @@
 model.py          scores raw rows; verifies the folder    encoder.py     raw rows -> arrays
 model.stablehlo   the program, for CPU, CUDA and TPU      weights.npz    its weights
 model.onnx        the program with its weights            model.json     names, versions, dates
+savedmodel/       the same for TensorFlow                 README.md      how to call it
 schema.json       columns, vocabularies, statistics       vocabularies/  large ones, as arrays
 golden.json       raw rows and their scores               golden.npz     the same rows, encoded
 """
@@ -76,6 +77,8 @@ def _write_programs(predictor: Predictor, folder: str, formats: Sequence[str]) -
   if "onnx" in formats:
     with open(os.path.join(folder, "model.onnx"), "wb") as file:
       file.write(program.to_onnx(score, members, schema))
+  if "savedmodel" in formats:
+    program.to_saved_model(score, members, schema, os.path.join(folder, "savedmodel"))
   if "stablehlo" in formats:
     with open(os.path.join(folder, "model.stablehlo"), "wb") as file:
       file.write(program.to_stablehlo(score, members, schema))
@@ -160,7 +163,7 @@ def _format_readme(name: str, info: dict[str, Any], row: dict[str, Any]) -> str:
     f"A trained {info['model']}, exported by mmoe_jax on {info['exported']}. It scores raw rows as "
     f"{', '.join(f'`{score}`' for score in info['scores'])}.",
     "",
-    "Python, with NumPy and jax (`model.stablehlo`) or onnxruntime (`model.onnx`):",
+    f"Python, with NumPy and {_packages(info['formats'])}:",
     "",
     "```python",
     "from model import Model",
@@ -185,4 +188,26 @@ def _format_readme(name: str, info: dict[str, Any], row: dict[str, Any]) -> str:
       f"versions read it until {info['stablehlo_read_until']} at least.",
       "",
     ]
+  if "savedmodel" in info["formats"]:
+    lines += [
+      "`savedmodel/` is a SavedModel of TensorFlow with the signature `serving_default`:",
+      "",
+      "```python",
+      "import tensorflow as tf",
+      "from encoder import Encoder",
+      "",
+      'run = tf.saved_model.load("savedmodel").signatures["serving_default"]',
+      f'features = Encoder(".")([{shown}])',
+      'scores = run(**{name: tf.constant(array) for name, array in features.items()})["scores"]',
+      "```",
+      "",
+      f"The columns of `scores` are {', '.join(f'`{score}`' for score in info['scores'])}.",
+      "",
+    ]
   return "\n".join(lines)
+
+
+def _packages(formats: Sequence[str]) -> str:
+  """Returns the packages that run an export, with the files that they read."""
+  found = [f"{model.FORMATS[name]} (`{model.FILES[name]}`)" for name in formats]
+  return " or ".join(found)

@@ -5,8 +5,9 @@
   model = Model("FOLDER")
   scores = model([{"age": 39, "education": "Bachelors degree", ...}])
 
-It needs NumPy, and jax (`model.stablehlo`) or onnxruntime (`model.onnx`). `python model.py` in the
-folder replays the golden rows in every format that is installed.
+It needs NumPy, and jax (`model.stablehlo`), onnxruntime (`model.onnx`) or tensorflow
+(`savedmodel/`). `python model.py` in the folder replays the golden rows in every format that is
+installed.
 
 Shape letters: N rows, F columns of ids, D inputs of numbers, C columns of scores.
 """
@@ -20,7 +21,9 @@ import sys
 
 import numpy as np
 
-FORMATS = {"stablehlo": "jax", "onnx": "onnxruntime"}  # Format -> the package that runs it.
+# Format -> the package that runs it, and its file or folder.
+FORMATS = {"stablehlo": "jax", "onnx": "onnxruntime", "savedmodel": "tensorflow"}
+FILES = {"stablehlo": "model.stablehlo", "onnx": "model.onnx", "savedmodel": "savedmodel/"}
 TOLERANCE = 1e-5  # Largest accepted difference of scores, relative to those above 1.
 
 
@@ -56,8 +59,12 @@ class Model:
     self.format = format_name or usable[0]
     self.encoder = _load_encoder(folder)
     self._folder = folder
-    load = {"stablehlo": _load_stablehlo, "onnx": _load_onnx}[self.format]
-    self._call = load(folder)
+    loaders = {
+      "stablehlo": _load_stablehlo,
+      "onnx": _load_onnx,
+      "savedmodel": _load_saved_model,
+    }
+    self._call = loaders[self.format](folder)
 
   def __call__(self, rows):
     """Scores raw rows, a list of dicts; returns name -> scores (N,).
@@ -175,6 +182,12 @@ def _load_onnx(folder):
   session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
   names = [each.name for each in session.get_inputs()]
   return lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True)))[0]
+
+
+def _load_saved_model(folder):
+  tf = importlib.import_module("tensorflow")
+  loaded = tf.saved_model.load(os.path.join(folder, "savedmodel"))
+  return lambda ids, numeric: loaded.score(ids, numeric)["scores"].numpy()
 
 
 if __name__ == "__main__":

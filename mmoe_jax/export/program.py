@@ -1,4 +1,4 @@
-"""Exported program: from encoded rows and weights to scores, in StableHLO or ONNX.
+"""Exported program: from encoded rows and weights to scores, in StableHLO, ONNX or TensorFlow.
 
 Shape letters: N rows, F columns of ids, D numeric inputs, C columns of scores.
 """
@@ -21,6 +21,8 @@ ONNX_INSTALL = (
   "pip install -r mmoe_jax/export/requirements-onnx.txt && "
   "pip install --no-deps 'jax2onnx>=0.17,<0.18'"
 )
+
+SAVEDMODEL_INSTALL = "pip install -r mmoe_jax/export/requirements-savedmodel.txt"
 
 
 def make_score(model: Model, schema: data.Schema) -> Callable[[Any, Array, Array], Array]:
@@ -104,6 +106,51 @@ def to_onnx(score: Callable[..., Array], members: Any, schema: data.Schema) -> b
     output_names=["scores"],
   )
   return model.SerializeToString()
+
+
+def to_saved_model(
+  score: Callable[..., Array], members: Any, schema: data.Schema, folder: str
+) -> None:
+  """Writes score(ids, numeric), weights included, as a SavedModel for any number of rows.
+
+  Its signature `serving_default` takes `ids` and `numeric`, and returns `scores`.
+
+  Args:
+    score: result of `make_score`.
+    members: its variables, which become variables of TensorFlow.
+    schema: schema of the run.
+    folder: folder to write.
+
+  Raises:
+    UserError: if the optional requirements are not installed.
+  """
+  try:
+    import tensorflow as tf
+    from jax.experimental import jax2tf
+  except ImportError as error:
+    raise UserError(
+      f"--formats=savedmodel: needs tensorflow ({error}); in a separate environment, run: "
+      f"{SAVEDMODEL_INSTALL}"
+    ) from error
+  leaves, structure = jax.tree.flatten(members)
+  convert = jax2tf.convert(
+    lambda weights, ids, numeric: score(structure.unflatten(weights), ids, numeric),
+    polymorphic_shapes=[None, "(rows, _)", "(rows, _)"],
+    with_gradient=False,
+    native_serialization_platforms=PLATFORMS,
+  )
+  module = tf.Module()
+  module.weights = [tf.Variable(np.asarray(a), trainable=False) for a in leaves]
+
+  def run(ids: Any, numeric: Any) -> dict[str, Any]:
+    return {"scores": convert(module.weights, ids, numeric)}
+
+  signature = [
+    tf.TensorSpec((None, schema.id_count), tf.int32, name="ids"),
+    tf.TensorSpec((None, schema.numeric_count), tf.float32, name="numeric"),
+  ]
+  module.score = tf.function(run, input_signature=signature, autograph=False)
+  tf.saved_model.save(module, folder, signatures={"serving_default": module.score})
 
 
 def weights_of(members: Any) -> dict[str, np.ndarray]:

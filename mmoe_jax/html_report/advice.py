@@ -25,6 +25,7 @@ LEAK = 0.15  # Of AUC, lost by one permuted column, that may be too good to be t
 LEAK_FACTOR = 4  # Times the next column's loss.
 IDLE = 1e-4  # A column matters if permuting it changes some metric by more.
 UNKNOWN_COST = 0.02  # Of a main metric.
+MEAN_GAIN = 0.0005  # Of a main metric: below it, a mean of members hardly pays.
 
 
 class Advice(NamedTuple):
@@ -41,25 +42,26 @@ def advise(facts: RunFacts) -> list[Advice]:
 
 
 def _train_longer(facts: RunFacts) -> Iterator[Advice]:
-  best, epochs = facts.results["best_epoch"], facts.results["epochs"]
-  if best == epochs:
-    key = "config.train.epochs"
+  if all(best == epochs for best, epochs in facts.best_epochs):
+    key, epochs = "config.train.epochs", max(epochs for _, epochs in facts.best_epochs)
+    first = "The best epoch of every member" if facts.is_mean else f"The best epoch, {epochs},"
     yield Advice(
       "Train longer",
-      f"The best epoch, {best}, is the last one: validation still improved when training ended. "
-      f"Try `--{key}={max(2 * epochs, epochs + 3)}` in another work directory.",
-      "The best epoch is the last epoch.",
+      f"{first} is the last one: validation still improved when training ended. Try "
+      f"`--{key}={max(2 * epochs, epochs + 3)}` in another work directory.",
+      "The best epoch is the last epoch, of a mean that of every member.",
     )
 
 
 def _learn_slower(facts: RunFacts) -> Iterator[Advice]:
-  best, epochs = facts.results["best_epoch"], facts.results["epochs"]
-  if epochs >= 6 and best <= EARLY * epochs:
+  if all(epochs >= 6 and best <= EARLY * epochs for best, epochs in facts.best_epochs):
+    found = [f"{best} of {epochs}" for best, epochs in dict.fromkeys(facts.best_epochs)]
     yield Advice(
       "Lower the learning rate, or regularise",
-      f"The best epoch is {best} of {epochs}; after it validation became worse. Try a lower "
+      f"The best epoch is {numbers.sentence(found)}; after it validation became worse. Try a lower "
       "`--config.optimizer.dense.learning_rate`, or more dropout.",
-      f"At least 6 epochs, and the best one in the first third ({numbers.percent(EARLY, 0)}).",
+      f"At least 6 epochs, and the best one in the first third ({numbers.percent(EARLY, 0)}), of a "
+      "mean that of every member.",
     )
 
 
@@ -129,6 +131,17 @@ def _collapsed_gates(facts: RunFacts) -> Iterator[Advice]:
       "fewer experts.",
       "The warnings of mmoe_jax.gate_report: one expert has over 95 % of a gate's weight, or all "
       "gates overlap by at least 0.99.",
+    )
+
+
+def _collapsed_gates_of_members(facts: RunFacts) -> Iterator[Advice]:
+  found = [str(each["member"]) for each in facts.gates_of_members if each["warnings"]]
+  if found:
+    yield Advice(
+      f"Collapsed gates in {len(found)} of {len(facts.gates_of_members)} members",
+      f"On test rows, gates of the members {numbers.sentence(found)} collapsed; the section on "
+      "gates says how. Try `--config.model.gate_dropout=0.1` (of mmoe), or fewer experts.",
+      "The warnings of mmoe_jax.gate_report for each member.",
     )
 
 
@@ -287,6 +300,30 @@ def _one_seed(facts: RunFacts) -> Iterator[Advice]:
     )
 
 
+def _one_member_may_do(facts: RunFacts) -> Iterator[Advice]:
+  if not facts.is_mean:
+    return
+  gains = {}
+  for task in facts.tasks:
+    metric = main_metric(task)
+    name = f"{task.name}/{metric}"
+    members = [facts.whole["members"][m].get("test", {}).get(name) for m in facts.predictor.members]
+    mean = facts.results.get("test", {}).get(name)
+    if mean is None or None in members:
+      return
+    gain = mean - float(np.mean(members))
+    gains[task.name] = -gain if metric in metrics_lib.LOWER_IS_BETTER else gain
+  if max(gains.values()) < MEAN_GAIN:
+    found = [f"{numbers.change(gain)} for {task}" for task, gain in gains.items()]
+    yield Advice(
+      "A single member may do",
+      "On test rows the main metric of the mean differs from the average of its members' by "
+      f"{numbers.sentence(found)}, while it costs {len(facts.predictor.members)} times the "
+      "computation of one. `--member=N` of predict, export and serve chooses a member.",
+      f"The mean gains less than {MEAN_GAIN} of the main metric in every task.",
+    )
+
+
 def _diverged(facts: RunFacts) -> Iterator[Advice]:
   members = facts.whole.get("members", [])
   failed = [str(m) for m, member in enumerate(members) if "error" in member]
@@ -307,7 +344,8 @@ RULES: tuple[Callable[[RunFacts], Iterator[Advice]], ...] = (
     _leak,
     _overfitting,
     _collapsed_gates,
+    _collapsed_gates_of_members,
   ),
   *(_uniform_gates, _calibration, _shifted, _few_rows, _underfitting, _idle_experts),
-  *(_unknown_values, _idle_columns, _one_seed),
+  *(_unknown_values, _idle_columns, _one_seed, _one_member_may_do),
 )

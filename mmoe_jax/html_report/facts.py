@@ -16,8 +16,9 @@ from mmoe_jax.evaluation import column_effects, evaluate
 from mmoe_jax.evaluation import held_out_statistics as statistics
 from mmoe_jax.evaluation import metrics as metrics_lib
 from mmoe_jax.evaluation.column_effects import METRIC_OF_KIND
+from mmoe_jax.models import mean_scores
 from mmoe_jax.prediction import gate_measurements
-from mmoe_jax.prediction.predictor import Predictor, score_names
+from mmoe_jax.prediction.predictor import MEAN, Predictor, score_names
 from mmoe_jax.prediction.splits import data_folder, load_split
 from mmoe_jax.workdir import contract, logs
 
@@ -73,26 +74,27 @@ class ColumnEffects:
 
 @dataclasses.dataclass(frozen=True)
 class RunFacts:
-  """Facts about a run, or about one member of a population.
+  """Facts about a run, about one member of a population, or about the mean of its members.
 
   Attributes:
     workdir: its work directory.
-    member: number of the member; None for a run.
+    member: number of the member; MEAN for the mean of all that converged; None for a run.
     config: content of config.json.
-    results: content of results.json, or the part of it for the member.
+    results: content of results.json, or the part of it for the member or the mean.
     whole: content of results.json.
-    records: records of metrics.jsonl, of the member.
+    records: records of metrics.jsonl, of the member; of the mean, see `read_records`.
     predictor: the best variables.
     directory: folder of the prepared data; empty if there is none.
     held_out: test rows with their scores; None without data.
     intervals: task -> metric and slice -> interval on test rows.
     effects: effects of columns; None without data.
-    gates: content of gates.json; None for a model without gates, or without data.
+    gates: content of gates.json; None for a model without gates, or without data, and of the mean.
+    gates_of_members: of the mean, the gates of each member; see measure_gates_of_members.
     absent: reasons why parts are absent.
   """
 
   workdir: str
-  member: int | None
+  member: int | str | None
   config: dict[str, Any]
   results: dict[str, Any]
   whole: dict[str, Any]
@@ -103,6 +105,7 @@ class RunFacts:
   intervals: dict[str, dict[str, statistics.Interval]]
   effects: ColumnEffects | None
   gates: dict[str, Any] | None
+  gates_of_members: list[dict[str, Any]]
   absent: list[str]
 
   @property
@@ -110,27 +113,41 @@ class RunFacts:
     """Tasks of the run."""
     return self.predictor.schema.tasks
 
+  @property
+  def is_mean(self) -> bool:
+    """Whether these are facts about the mean of a population's members."""
+    return self.member == MEAN
 
-def collect(workdir: str, data_dir: str = "", member: int | None = None) -> RunFacts:
+  @property
+  def best_epochs(self) -> list[tuple[int, int]]:
+    """Best epoch and number of epochs of the run, or of each member that the mean is of."""
+    of = self.whole[contract.MEMBERS] if self.is_mean else [self.results]
+    of = [of[m] for m in self.predictor.members] if self.is_mean else of
+    return [(each["best_epoch"], each["epochs"]) for each in of]
+
+
+def collect(workdir: str, data_dir: str = "", member: int | str | None = None) -> RunFacts:
   """Collects the facts about a finished run.
 
   Args:
     workdir: work directory of a run or a population.
     data_dir: folder of the prepared data; empty for that of the run.
-    member: member of a population; None for the best one on validation rows.
+    member: member of a population, or MEAN; None for the best member on validation rows.
 
   Raises:
-    UserError: if the run has not finished, or is broken.
+    UserError: if the run has not finished, or is broken, or has no mean.
   """
   config, whole = contract.read_config(workdir), contract.read_results(workdir)
   results = whole
   if contract.MEMBERS in whole:
     member = best_member(config, whole) if member is None else member
   predictor = Predictor(workdir, member)
-  if member is not None:
+  if member == MEAN:
+    results = _mean_results(workdir, whole)
+  elif member is not None:
     results = whole[contract.MEMBERS][member]
   absent: list[str] = []
-  directory, held_out, effects, gates = "", None, None, None
+  directory, held_out, effects, gates, gates_of_members = "", None, None, None, []
   intervals: dict[str, dict[str, statistics.Interval]] = {}
   try:
     directory = data_folder(workdir, data_dir)
@@ -142,7 +159,12 @@ def collect(workdir: str, data_dir: str = "", member: int | None = None) -> RunF
   if held_out is not None:
     intervals = _intervals(predictor.schema.tasks, held_out)
     effects = _measure_columns(predictor, held_out, absent)
-    if _has_gates(predictor, held_out):
+    has_gates = _has_gates(predictor, held_out)
+    if has_gates and member == MEAN:
+      gates_of_members = gate_measurements.measure_gates_of_members(
+        predictor, held_out.split.features
+      )
+    elif has_gates:
       gates = gate_measurements.measure_gates_of_rows(
         predictor, directory, "test", held_out.split.features, held_out.rows
       )
@@ -152,13 +174,14 @@ def collect(workdir: str, data_dir: str = "", member: int | None = None) -> RunF
     config=config,
     results=dict(results),
     whole=whole,
-    records=read_records(workdir, member),
+    records=read_records(workdir, predictor.members if member == MEAN else member),
     predictor=predictor,
     directory=directory,
     held_out=held_out,
     intervals=intervals,
     effects=effects,
     gates=gates,
+    gates_of_members=gates_of_members,
     absent=absent,
   )
 
@@ -182,13 +205,42 @@ def best_member(config: Mapping[str, Any], results: Mapping[str, Any]) -> int:
   return max(values, key=lambda m: (sign * values[m], -m))
 
 
-def read_records(workdir: str, member: int | None) -> list[dict[str, Any]]:
-  """Returns the records of metrics.jsonl, of a member only those of epochs that it trained."""
+def _mean_results(workdir: str, whole: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the results of the mean, with the number of parameters of all its members."""
+  found = whole.get("mean")
+  if not found:
+    raise UserError(
+      f"{workdir}: results.json has no metrics of the mean of members: fewer than two converged, "
+      "or each has separate data; use --member=N"
+    )
+  members = [whole[contract.MEMBERS][m] for m in found["members"]]
+  return {**found, "parameters": sum(member["parameters"] for member in members)}
+
+
+def read_records(workdir: str, member: int | Sequence[int] | None) -> list[dict[str, Any]]:
+  """Returns the records of metrics.jsonl.
+
+  Args:
+    workdir: work directory of a run or a population.
+    member: None for a run; a member, for the epochs that it trained; several members, for their
+      means over the epochs that all of them trained.
+  """
+  if isinstance(member, Sequence):
+    each = [read_records(workdir, m) for m in member]
+    return [_mean_record(records) for records in zip(*each, strict=False)]
   records = logs.read_metrics(workdir)
   if member is None:
     return records
   own = [{"epoch": r["epoch"], **logs.of_member(r, member)} for r in records]
   return [r for r in own if r.get("active", True)]
+
+
+def _mean_record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """Returns the means of the numbers that all records of an epoch have."""
+  is_number = lambda v: isinstance(v, int | float) and not isinstance(v, bool)
+  names = [k for k in records[0] if all(is_number(r.get(k)) for r in records)]
+  means = {k: float(np.mean([r[k] for r in records])) for k in names}
+  return means | {"epoch": records[0]["epoch"]}
 
 
 def main_metric(task: data.Task) -> str:
@@ -255,7 +307,10 @@ def _measure_columns(
   split = held_out.split
   rows = np.sort(rng.permutation(len(split))[:_EFFECT_ROWS])
   permutations = np.stack([rng.permutation(len(rows)) for _ in range(_PERMUTATIONS)])
-  measure = jax.jit(column_effects.make_measure(predictor.model, schema))
+  predict = evaluate.make_predict(predictor.model)
+  if predictor.member == MEAN:
+    predict = mean_scores.over_members(predict, schema.tasks)
+  measure = jax.jit(column_effects.make_measure(predict, schema))
   features = {
     "ids": split.features["ids"][rows].astype(np.int32),
     "numeric": split.features["numeric"][rows],
@@ -279,5 +334,6 @@ def _measure_columns(
 def _has_gates(predictor: Predictor, held_out: HeldOut) -> bool:
   row = {name: array[:1] for name, array in held_out.split.features.items()}
   predict = evaluate.make_predict_with_gates(predictor.model)
-  shapes = jax.eval_shape(predict, predictor.variables, evaluate.to_chunks(row))
+  variables = predictor.each_variables()[0]
+  shapes = jax.eval_shape(predict, variables, evaluate.to_chunks(row))
   return shapes[1] is not None

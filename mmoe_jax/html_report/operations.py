@@ -1,9 +1,11 @@
 """Forward pass as a list of array operations, which static/model.js runs in the page.
 
-JAX traces the model for one row. What does not depend on the row is computed here, once, so that
-few kinds of operations remain; none of them depends on the name of a model.
+JAX traces the model for one row, or several models of a mean for the same row. What does not depend
+on the row is computed here, once, so that few kinds of operations remain; none of them depends on
+the name of a model.
 
-Shape letters: F columns of ids, D numeric inputs, O outputs of all tasks, T tasks, E experts.
+Shape letters: F columns of ids, D numeric inputs, M models, O outputs of all tasks, T tasks,
+E experts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,8 +43,8 @@ class Program(NamedTuple):
     steps: JSON values for each operation: `op`, `of` (numbers of its operands), `shape`, `type` and
       further parameters of it.
     constants: arrays, float32 or int32.
-    logits: number of the logits (1, O).
-    gates: number of the gates (T, 1, E); None for a model without gates.
+    logits: number of the logits (1, M·O), those of a model side by side.
+    gates: number of the gates (T, 1, E); None for a model without gates, or several models.
   """
 
   steps: list[dict[str, Any]]
@@ -56,12 +58,12 @@ class Program(NamedTuple):
     return sum(array.nbytes for array in self.constants)
 
 
-def trace(model: Any, variables: Any, id_count: int, numeric_count: int) -> Program:
+def trace(model: Any, each_variables: Sequence[Any], id_count: int, numeric_count: int) -> Program:
   """Traces the forward pass of a model for one row.
 
   Args:
     model: the model.
-    variables: its variables.
+    each_variables: its variables; of a mean, those of each of its M models.
     id_count: number F of columns of ids.
     numeric_count: number D of numeric inputs.
 
@@ -72,14 +74,18 @@ def trace(model: Any, variables: Any, id_count: int, numeric_count: int) -> Prog
 
   def forward(ids: jax.Array, numeric: jax.Array) -> list[jax.Array]:
     features = {"ids": ids, "numeric": numeric}
-    logits, sown = model.apply(variables, features, mutable=["intermediates"])
+    found = [model.apply(v, features, mutable=["intermediates"]) for v in each_variables]
+    if len(found) > 1:
+      has_gates.append(False)
+      return [jnp.concatenate([logits for logits, _ in found], axis=1)]
+    ((logits, sown),) = found
     gates = sown.get("intermediates", {}).get("gates", ())
     has_gates.append(bool(gates))
     return [logits, *gates]
 
   # Tables of 16-bit numbers are exact in 32 bits.
   to_float32 = lambda a: a.astype(jnp.float32) if a.dtype == jnp.bfloat16 else a
-  variables = jax.tree.map(lambda a: to_float32(jnp.asarray(a)), variables)
+  each_variables = jax.tree.map(lambda a: to_float32(jnp.asarray(a)), list(each_variables))
   closed = jax.make_jaxpr(forward)(
     jnp.zeros((1, id_count), jnp.int32), jnp.zeros((1, numeric_count), jnp.float32)
   )

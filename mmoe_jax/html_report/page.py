@@ -39,7 +39,7 @@ def write_report(
   workdir: str,
   out: str,
   data_dir: str = "",
-  member: int | None = None,
+  member: int | str | None = None,
   examples: bool = True,
 ) -> str:
   """Writes the page about a work directory; returns a line on what was written.
@@ -48,7 +48,7 @@ def write_report(
     workdir: work directory of a run, a population or a search.
     out: the HTML file; its folder is created if absent.
     data_dir: folder of the prepared data; empty for that of the run.
-    member: member of a population; None for the best one on validation rows.
+    member: member of a population, or predictor.MEAN; None for the best member on validation rows.
     examples: whether the what-if starts from test rows, which are then part of the page.
 
   Raises:
@@ -73,7 +73,7 @@ def write_report(
 
 
 def run_page(facts: RunFacts, examples: bool = True) -> str:
-  """Returns the page about a run, or about a member of a population."""
+  """Returns the page about a run, a member of a population, or the mean of its members."""
   others = _curves_of_others(facts)
   found: list[_Section] = [
     ("next", "What to try next", _advice_section(advice_rules.advise(facts))),
@@ -88,17 +88,23 @@ def run_page(facts: RunFacts, examples: bool = True) -> str:
     found.append(("columns", "Columns", model_sections.columns_section(facts)))
   if facts.gates is not None:
     found.append(("gates", "Gates", model_sections.gates_section(facts)))
+  if facts.gates_of_members:
+    found.append(("gates", "Gates", population_sections.gates_of_members_section(facts)))
   settings = results_sections.settings_section(_settings_of(facts), _versions(facts))
   used = sum(len(part.encode()) for _, _, part in found) + len(settings.encode())
   found.append(("what-if", "What if", _what_if_section(facts, MOST_BYTES - used, examples)))
   found.append(("settings", "Settings and versions", settings))
   tasks = numbers.sentence([task.name for task in facts.tasks])
-  kind = "run" if facts.member is None else f"member {facts.member} of a population"
-  model = facts.config["model"]["name"]
-  lead = f"A {kind} of the model {model} for {tasks}."
+  lead = f"{_kind(facts)} of the model {facts.config['model']['name']} for {tasks}."
   notes = [paragraph(line, class_="note") for line in facts.absent]
   figures = results_sections.key_figures(facts)
   return _page(_name_of(facts.workdir), lead, join([figures, *notes]), found)
+
+
+def _kind(facts: RunFacts) -> str:
+  if facts.is_mean:
+    return f"The mean of the scores of {len(facts.predictor.members)} members of a population"
+  return "A run" if facts.member is None else f"A member, {facts.member}, of a population"
 
 
 def _search_page(workdir: str) -> str:
@@ -131,20 +137,25 @@ def _what_if_section(facts: RunFacts, budget: int, examples: bool) -> Html:
       f"This page does not carry the model {facts.config['model']['name']}: {error}. "
       "Score rows with python -m mmoe_jax.predict or mmoe_jax.serve instead."
     )
+    if facts.is_mean:
+      reason += " The page of a single member, --member=N, may carry that one."
   return model_sections.what_if_section(prepared, reason)
 
 
 def _curves_of_others(facts: RunFacts) -> list[list[dict[str, Any]]]:
   if facts.member is None:
     return []
-  others = [m for m in range(len(facts.whole[contract.MEMBERS])) if m != facts.member]
+  others = list(range(len(facts.whole[contract.MEMBERS])))
+  others = facts.predictor.members if facts.is_mean else [m for m in others if m != facts.member]
   return [read_records(facts.workdir, m) for m in others[:_MOST_CURVES]]
 
 
 def _settings_of(facts: RunFacts) -> dict[str, Any]:
-  """Returns the config, of a member with its own settings."""
+  """Returns the config, of a member with its own settings; those of members are named."""
   config = {k: v for k, v in facts.config.items() if k != contract.MEMBERS}
   own = facts.results.get("member", {}) if facts.member is not None else {}
+  if facts.is_mean:
+    own = dict.fromkeys(facts.whole[contract.MEMBERS][0]["member"], "see Members")
   return flatten(config) | own
 
 

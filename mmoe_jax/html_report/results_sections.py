@@ -23,6 +23,7 @@ from mmoe_jax.html_report.markup import (
   section,
   table,
 )
+from mmoe_jax.workdir import contract
 
 _LOSS = {"binary": "log_loss", "multiclass": "log_loss", "regression": "mse"}
 _ROC_DRAWS = 200
@@ -39,8 +40,12 @@ def key_figures(facts: RunFacts) -> Html:
     found = facts.intervals.get(task.name, {}).get(metric)
     note = f"95 % interval {numbers.interval(found.low, found.high)}" if found else "test rows"
     tiles.append((f"{task.name}: test {numbers.metric_name(metric)}", numbers.text(value), note))
-  best, epochs = facts.results["best_epoch"], facts.results["epochs"]
-  tiles.append(("best epoch", str(best), f"of {epochs} trained, by validation rows"))
+  if facts.is_mean:
+    count, last = len(facts.predictor.members), len(facts.whole[contract.MEMBERS])
+    tiles.append(("members", str(count), f"of {last} trained; their scores are averaged"))
+  else:
+    ((best, epochs),) = facts.best_epochs
+    tiles.append(("best epoch", str(best), f"of {epochs} trained, by validation rows"))
   train_rows = facts.results.get("train_rows", facts.whole["train_rows"])
   tiles.append(("parameters", f"{facts.results['parameters']:,}", f"{train_rows:,} train rows"))
   return tiles_of(tiles)
@@ -58,17 +63,18 @@ def tiles_of(tiles: Sequence[tuple[str, str, str]]) -> Html:
 def results_section(facts: RunFacts) -> Html:
   """Returns the metrics of all splits, with intervals on test rows."""
   parts: list[Any] = []
+  # The mean is not evaluated on train rows.
+  splits = [split for split in data.SPLITS if split != "train" or not facts.is_mean]
   for task in facts.tasks:
     rows = []
     for metric in _shown_metrics(facts.results.get("test", {}), task):
       values = [
-        numbers.text(facts.results.get(split, {}).get(f"{task.name}/{metric}"))
-        for split in data.SPLITS
+        numbers.text(facts.results.get(split, {}).get(f"{task.name}/{metric}")) for split in splits
       ]
       found = facts.intervals.get(task.name, {}).get(metric)
       ends = numbers.interval(found.low, found.high) if found else DASH
       rows.append([numbers.metric_name(metric), *values, ends])
-    header = ["metric", *data.SPLITS, "95 % interval, test"]
+    header = ["metric", *splits, "95 % interval, test"]
     parts.append(table(header, rows, caption=f"{task.name} ({task.kind})"))
   parts.append(_reading(facts))
   for name, note in facts.results.get("notes", {}).items():
@@ -77,9 +83,8 @@ def results_section(facts: RunFacts) -> Html:
 
 
 def _reading(facts: RunFacts) -> Html:
-  lines = [
-    "The validation rows selected the epoch, so that the test column is the one to report.",
-  ]
+  epoch = "each member's epoch" if facts.is_mean else "the epoch"
+  lines = [f"The validation rows selected {epoch}, so that the test column is the one to report."]
   if facts.held_out is not None:
     rows = len(facts.held_out.split)
     part = "" if rows == facts.held_out.all_rows else f" a random sample of {rows:,} of"
@@ -108,13 +113,14 @@ def curves_section(facts: RunFacts, others: Sequence[Sequence[Mapping[str, Any]]
 
   Args:
     facts: facts about the run.
-    others: records of other members of a population, drawn as context.
+    others: records of other members of a population, of the mean those of all its members, drawn
+      as context.
   """
   records = facts.records
   if not records:
     text = "metrics.jsonl holds no epoch of this run, so that there is no curve to draw."
     return section("curves", "Learning curves", paragraph(text))
-  best = facts.results["best_epoch"]
+  best = None if facts.is_mean else facts.results["best_epoch"]
   figures = []
   for task in facts.tasks:
     loss, metric = _LOSS[task.kind], main_metric(task)
@@ -126,7 +132,7 @@ def curves_section(facts: RunFacts, others: Sequence[Sequence[Mapping[str, Any]]
     key = f"validation/{task.name}/{metric}"
     title = f"{task.name}: {name}"
     note = (
-      "Thin lines are other members."
+      f"Thin lines are {'the' if facts.is_mean else 'other'} members."
       if others
       else "Higher is better."
       if metric != "log_loss"
@@ -141,6 +147,13 @@ def curves_section(facts: RunFacts, others: Sequence[Sequence[Mapping[str, Any]]
     f"The line marks epoch {best}, the best one by the validation metric of config.select; its "
     "parameters are those that this page describes."
   )
+  if facts.is_mean:
+    epochs = [epoch for epoch, _ in facts.best_epochs]
+    intro = (
+      "Means over the members, of each epoch that all of them trained; they are not metrics of the "
+      "mean of scores. Each member scores with the parameters of its best epoch, from "
+      f"{min(epochs)} to {max(epochs)}."
+    )
   grid = element("div", *figures, class_="grid")
   return section("curves", "Learning curves", paragraph(intro), grid)
 
@@ -150,7 +163,7 @@ def _curve(
   note: str,
   records: Sequence[Mapping[str, Any]],
   lines: Mapping[str, str],
-  best: int,
+  best: int | None,
   style: int,
   others: Sequence[Sequence[Mapping[str, Any]]],
 ) -> Html:
@@ -182,7 +195,7 @@ def _curve(
     charts.epochs_scale(last),
     scales.linear(float(known.min()), float(known.max())),
     ("epoch", ""),
-    (best, f"best epoch {best}"),
+    None if best is None else (best, f"best epoch {best}"),
   )
   rows = [
     [str(e), *(numbers.text(values([r], k)[0], 5) for k in lines.values())]

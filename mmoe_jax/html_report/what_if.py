@@ -5,6 +5,7 @@ Shape letters: C columns.
 
 import base64
 import dataclasses
+import json
 import re
 from typing import Any
 
@@ -58,17 +59,27 @@ def prepare(facts: RunFacts, budget: int, examples: bool = True) -> WhatIf:
         f"the vocabulary of {feature.name} has {len(feature.values):,} values, too many for a page"
       )
     words += sum(len(str(v)) + 3 for v in feature.values)
+  members = len(predictor.members) if facts.is_mean else 1
+  whose = f"the {members} members'" if facts.is_mean else "its"
   program = operations.trace(
-    predictor.model, predictor.variables, schema.id_count, schema.numeric_count
+    predictor.model, predictor.each_variables(), schema.id_count, schema.numeric_count
   )
-  needed = program.size_bytes * 4 // 3 + words
+  steps = len(json.dumps(program.steps, separators=(",", ":")))
+  needed = program.size_bytes * 4 // 3 + steps + words
   if needed > budget:
     raise TooLargeError(
-      f"its weights and vocabularies would take {needed / 1e6:.1f} MB of the page, more than the "
-      f"{budget / 1e6:.1f} MB that remain below 3 MB"
+      f"{whose} weights and vocabularies would take {needed / 1e6:.1f} MB of the page, more than "
+      f"the {budget / 1e6:.1f} MB that remain below 3 MB"
     )
   rows, lost = _examples(facts, examples)
   notes = []
+  if facts.is_mean:
+    notes.append(
+      f"All {members} members are part of this page. Below a score is the range of theirs; the bar "
+      "is their mean. Members have separate gates, which are not drawn here."
+      if facts.gates_of_members
+      else f"All {members} members are part of this page. Below a score is the range of theirs."
+    )
   if lost:
     notes.append(
       f"The prepared data holds only hashes of {', '.join(lost)}; example rows have no value there."
@@ -77,6 +88,7 @@ def prepare(facts: RunFacts, budget: int, examples: bool = True) -> WhatIf:
     "encoder": _encoder(schema),
     "columns": _columns(schema, facts),
     "tasks": [_task(task) for task in schema.tasks],
+    "members": members,
     "program": program_json(program),
     "unknown": raw_rows.UNKNOWN_TEXT,
     "rows": rows,

@@ -5,7 +5,8 @@ Probabilities are added as logarithms: those near 0 and 1 stay distinct, and non
 Shape letters: N rows, O outputs of all tasks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,30 @@ def add_scores(tasks: Sequence[Task], sums: Sums, logits_NxO: Array) -> Sums:
     total + part if task.kind == "regression" else jnp.logaddexp(total, part)
     for task, total, part in zip(tasks, sums, parts, strict=True)
   )
+
+
+def over_members(
+  predict: Callable[[Any, Any], Array], tasks: Sequence[Task]
+) -> Callable[[Any, Any], Array]:
+  """Returns `predict` of several models: logits (N, O) of their mean scores.
+
+  Args:
+    predict: predict(variables, features) -> logits (N, O) of one model.
+    tasks: tasks, in the order of their outputs.
+
+  Returns:
+    predict(variables, features), whose variables have a leading axis of models; they are scored one
+    after another.
+  """
+
+  def predict_mean(variables_M: Any, features: Any) -> Array:
+    logits_MxNxO = jax.lax.map(lambda variables: predict(variables, features), variables_M)
+    sums: Sums = ()
+    for m in range(len(logits_MxNxO)):
+      sums = add_scores(tasks, sums, logits_MxNxO[m])
+    return to_logits(tasks, sums, len(logits_MxNxO))
+
+  return predict_mean
 
 
 def to_logits(tasks: Sequence[Task], sums: Sums, count: int) -> Array:

@@ -90,6 +90,44 @@ def measure_gates_of_rows(
   return _measure(predictor, directory, split, features, groups)
 
 
+def measure_gates_of_members(
+  predictor: Predictor, features: Mapping[str, np.ndarray]
+) -> list[dict[str, Any]]:
+  """Measures the gates of each member of a population on the same rows.
+
+  Experts of different members have nothing to do with each other, so that gates are not averaged.
+
+  Args:
+    predictor: the mean of the members.
+    features: features of the rows, see data.Split.
+
+  Returns:
+    For each of predictor.members: `member`, `experts`, `all` and `warnings` as in `measure_gates`.
+
+  Raises:
+    UserError: for a model without gates.
+  """
+  rows, tasks = len(features["ids"]), [task.name for task in predictor.schema.tasks]
+  chunks = evaluate.to_chunks(features)
+  predict = parallel.jit(evaluate.make_predict_with_gates(predictor.model))
+  statistics = jax.jit(gate_statistics.statistics)
+  found = []
+  for member, variables in zip(predictor.members, predictor.each_variables(), strict=True):
+    _, gates_TxNxE = predict(variables, chunks)
+    if gates_TxNxE is None:
+      raise UserError(f"{predictor.workdir}: the model has no gates to report on")
+    whole = jax.device_get(statistics(gates_TxNxE[:, :rows], np.ones(rows, np.float32)))
+    found.append(
+      {
+        "member": member,
+        "experts": gates_TxNxE.shape[2],
+        "all": gate_statistics.scalars(whole, tasks),
+        "warnings": gate_statistics.collapsed(whole, tasks),
+      }
+    )
+  return found
+
+
 def _measure(
   predictor: Predictor,
   directory: str,

@@ -10,7 +10,7 @@ from mmoe_jax import data, parallel
 from mmoe_jax.errors import require
 from mmoe_jax.evaluation import evaluate as evaluation
 from mmoe_jax.models import mean_scores
-from mmoe_jax.prediction.predictor import Predictor
+from mmoe_jax.prediction.predictor import MEAN, Predictor
 
 
 def evaluate(predictor: Predictor, rows: Any, where: str = "the table") -> dict[str, Any]:
@@ -49,11 +49,7 @@ def evaluate(predictor: Predictor, rows: Any, where: str = "the table") -> dict[
 
 def _logits(predictor: Predictor, features: dict[str, np.ndarray]) -> jax.Array:
   """Returns logits (N, O); of several models those of their mean scores."""
-  predict = parallel.jit(evaluation.make_predict(predictor.model))
-  each = predictor.each_variables()
-  if len(each) == 1:
-    return predict(each[0], features)
-  tasks, sums = predictor.schema.tasks, ()
-  for variables in each:
-    sums = mean_scores.add_scores(tasks, sums, predict(variables, features))
-  return mean_scores.to_logits(tasks, sums, len(each))
+  predict = evaluation.make_predict(predictor.model)
+  if predictor.member == MEAN:
+    predict = mean_scores.over_members(predict, predictor.schema.tasks)
+  return parallel.jit(predict)(predictor.variables, features)

@@ -7,7 +7,7 @@ import sklearn.inspection
 import sklearn.metrics
 
 from mmoe_jax.data import IdFeature, NumericFeature, Schema, Task
-from mmoe_jax.evaluation import column_effects
+from mmoe_jax.evaluation import column_effects, evaluate
 from tests import reference
 
 ROWS, REPEATS = 150, 4
@@ -88,7 +88,7 @@ def with_cross(ids):
 
 
 def measure(variables, features, labels, permutations):
-  program = jax.jit(column_effects.make_measure(Linear(), SCHEMA))
+  program = jax.jit(column_effects.make_measure(evaluate.make_predict(Linear()), SCHEMA))
   return jax.device_get(program(variables, features, labels, permutations.astype(np.int32)))
 
 

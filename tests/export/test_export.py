@@ -142,10 +142,17 @@ def test_wrong_use_is_named(folder, workdir, tmp_path):
   assert os.listdir(tmp_path) == []
 
 
-def test_a_missing_requirement_is_named(workdir, tmp_path, monkeypatch):
-  monkeypatch.setitem(sys.modules, "jax2onnx", None)
-  with pytest.raises(UserError, match=r"--formats=onnx: needs jax2onnx .*pip install --no-deps"):
-    bundle.export(Predictor(workdir), str(tmp_path / "a"), ["onnx"])
+@pytest.mark.parametrize(
+  ("name", "package", "command"),
+  [
+    ("onnx", "jax2onnx", "pip install --no-deps"),
+    ("savedmodel", "tensorflow", "pip install -r mmoe_jax/export/requirements-savedmodel.txt"),
+  ],
+)
+def test_a_missing_requirement_is_named(workdir, tmp_path, monkeypatch, name, package, command):
+  monkeypatch.setitem(sys.modules, package, None)
+  with pytest.raises(UserError, match=rf"--formats={name}: needs {package} .*{command}"):
+    bundle.export(Predictor(workdir), str(tmp_path / "a"), [name])
   assert os.listdir(tmp_path) == []
 
 
@@ -224,3 +231,45 @@ def test_every_model_scores_the_same_in_onnx(name, norm):
   content = program.to_onnx(program.make_score(model, schema), [variables], schema)
   session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
   assert_same_scores(lambda some: session.run(None, some)[0], model, variables, features)
+
+
+@pytest.mark.parametrize("norm", ["none", "layer", "batch"])
+@pytest.mark.parametrize("name", [*models.MODELS, "mmoe of 3"])
+def test_every_model_scores_the_same_in_tensorflow(name, norm, tmp_path):
+  tf = pytest.importorskip("tensorflow", reason="an optional requirement")
+  schema = schema_of(SIZES, NUMBERS, 2)
+  name, _, members = name.partition(" of ")
+  model, variables, features = model_with_norm(name, norm, batch_ensemble=int(members or 1))
+  score = program.make_score(model, schema)
+  program.to_saved_model(score, [variables], schema, str(tmp_path / "saved"))
+  loaded = tf.saved_model.load(str(tmp_path / "saved"))
+  run = loaded.signatures["serving_default"]
+  to_tensors = lambda some: {key: tf.constant(array) for key, array in some.items()}
+  assert_same_scores(lambda some: run(**to_tensors(some))["scores"], model, variables, features)
+  unknown = {**features, "ids": np.zeros_like(features["ids"])}
+  for number in (-1, 10**6):
+    wrong = {**features, "ids": np.full_like(features["ids"], number)}
+    np.testing.assert_array_equal(
+      run(**to_tensors(wrong))["scores"], run(**to_tensors(unknown))["scores"]
+    )
+
+
+def test_the_mean_of_a_population_runs_in_tensorflow_without_jax(config, tmp_path):
+  pytest.importorskip("tensorflow", reason="an optional requirement")
+  config.train.epochs = 1
+  workdir, out = str(tmp_path / "p"), str(tmp_path / "out")
+  population.train_population(config, [{"seed": 0}, {"seed": 1}], workdir)
+  bundle.export(Predictor(workdir, "mean"), out, ["stablehlo", "savedmodel"])
+  assert [result for _, result, _ in verify(out)] == ["ok", "ok", "ok"]
+  code = "import sys; sys.modules['jax'] = None; import model; sys.exit(model.report('.'))"
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, cwd=out, check=False
+  )
+  assert done.returncode == 0, done.stderr
+  assert "stablehlo: not run: jax is not installed" in done.stdout
+  assert "savedmodel: ok" in done.stdout
+  model = Model(out, "savedmodel")
+  features = model.encoder(golden_rows(out)[:4])
+  unknown = model.score({**features, "ids": np.zeros_like(features["ids"])})
+  wrong = {**features, "ids": np.full_like(features["ids"], 2**31 - 1)}
+  np.testing.assert_array_equal(model.score(wrong), unknown)

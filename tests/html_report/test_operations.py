@@ -45,7 +45,7 @@ def traced(name, norm, activation, members=1):
   apply = jax.jit(lambda v, f: model.apply(v, f, mutable=["intermediates"]))
   logits, sown = apply(variables, features)
   gates = sown.get("intermediates", {}).get("gates", (None,))[0]
-  return operations.trace(model, variables, len(SIZES), NUMBERS), features, logits, gates
+  return operations.trace(model, [variables], len(SIZES), NUMBERS), features, logits, gates
 
 
 def check(cases):
@@ -94,7 +94,7 @@ def test_an_operation_that_the_page_does_not_have_is_named():
       return jnp.linalg.inv(features["numeric"][:, :1] + jnp.eye(1)), {}
 
   with pytest.raises(operations.UnsupportedModelError, match="contains the operation 'lu'"):
-    operations.trace(Model(), {}, 1, 1)
+    operations.trace(Model(), [{}], 1, 1)
 
 
 def test_what_does_not_depend_on_the_row_is_computed_before():
@@ -102,6 +102,6 @@ def test_what_does_not_depend_on_the_row_is_computed_before():
     def apply(self, variables, features, mutable):
       return features["numeric"] * jnp.exp(jnp.log(variables["params"] + 1)), {}
 
-  program = operations.trace(Model(), {"params": jnp.ones((1, 2))}, 1, 2)
+  program = operations.trace(Model(), [{"params": jnp.ones((1, 2))}], 1, 2)
   assert [step["op"] for step in program.steps] == ["mul"]
   np.testing.assert_allclose(program.constants[0], [[2, 2]], rtol=1e-6)

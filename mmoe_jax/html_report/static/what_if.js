@@ -6,8 +6,10 @@
 function startWhatIf(data, root) {
   const encode = createEncoder(data.encoder), forward = createModel(data.program);
 
-  function score(row) {
-    const {logits, gates} = forward(encode(row));
+  const outputs = data.tasks.reduce((sum, task) => sum + task.outputs, 0);
+
+  // Scores of one model by name.
+  function scoresOf(logits) {
     const scores = {};
     let start = 0;
     for (const task of data.tasks) {
@@ -23,9 +25,22 @@ function startWhatIf(data, root) {
         task.scores.forEach((name, i) => { scores[name] = odds[i] / total; });
       }
     }
-    if (gates === null) return {scores, gates: null};
+    return scores;
+  }
+
+  // Of several models: means of their scores, and the ranges of these.
+  function score(row) {
+    const {logits, gates} = forward(encode(row));
+    const each = Array.from({length: data.members}, (_, m) => scoresOf(logits.slice(m * outputs, (m + 1) * outputs)));
+    const scores = {}, ranges = {};
+    for (const name of Object.keys(each[0])) {
+      const values = each.map((found) => found[name]);
+      scores[name] = values.reduce((a, b) => a + b, 0) / values.length;
+      ranges[name] = [Math.min(...values), Math.max(...values)];
+    }
+    if (gates === null) return {scores, ranges, gates: null};
     const experts = gates.shape[2];
-    return {scores, gates: data.tasks.map((_, t) => [...gates.data.slice(t * experts, (t + 1) * experts)])};
+    return {scores, ranges, gates: data.tasks.map((_, t) => [...gates.data.slice(t * experts, (t + 1) * experts)])};
   }
 
   // ---- Elements ----------------------------------------------------------------------------------
@@ -147,7 +162,9 @@ function startWhatIf(data, root) {
         const label = name === task.name ? [] : [create("span", {class: "class"}, name.slice(task.name.length + 1))];
         section.append(create("div", {class: "line"}, ...label, value, change));
         if (task.kind !== "regression") section.append(bar);
-        return {name, value, change, bar};
+        const range = create("p", {class: "small range"});
+        if (data.members > 1) section.append(range);
+        return {name, value, change, bar, range};
       });
       const gates = create("div", {class: "gates", role: "img"});
       section.append(gates);
@@ -187,9 +204,11 @@ function startWhatIf(data, root) {
     }
     results.forEach(({task, lines, gates}, t) => {
       const isShare = task.kind !== "regression";
-      for (const {name, value, change, bar} of lines) {
+      for (const {name, value, change, bar, range} of lines) {
         const score = now.scores[name], first = before.scores[name];
+        const [low, high] = now.ranges[name].map(isShare ? toPercent : toNumber);
         value.textContent = isShare ? toPercent(score) : toNumber(score);
+        range.textContent = `Members: ${low} to ${high}`;
         change.textContent = changeText(score, first, isShare);
         bar.children[0].style.width = `${100 * score}%`;
         bar.children[1].style.left = `${100 * first}%`;
