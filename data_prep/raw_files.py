@@ -6,11 +6,14 @@ package index, which contains the same bytes. A file is used only if its sha256 
 """
 
 import dataclasses
+import errno
 import gzip
 import hashlib
 import http.client
 import io
+import lzma
 import os
+import struct
 import subprocess
 import sys
 import tarfile
@@ -20,7 +23,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mmoe_jax.errors import UserError, describe, require
 
@@ -33,6 +36,8 @@ CONNECT_SECONDS = 15
 DOWNLOAD_SECONDS = 180
 PIP_SECONDS = 180
 _LARGEST_INNER = 1 << 28  # Bytes of an archive inside an archive, which is held in memory.
+_LARGEST_HEADER = 1 << 20  # Bytes of a long name or other header in a tar, held in memory.
+_LARGEST_TAR = 1 << 34  # Bytes of all members of a tar, which are read one after another.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,9 +178,14 @@ _BROKEN = (
   zipfile.BadZipFile,
   gzip.BadGzipFile,
   zlib.error,
+  lzma.LZMAError,
   EOFError,
   RuntimeError,
   NotImplementedError,
+  ValueError,
+  OverflowError,
+  LookupError,
+  struct.error,
 )
 
 
@@ -251,7 +261,12 @@ def _unpack(archive: str, cache: str, files: tuple[RawFile, ...]) -> list[str]:
           content = gzip.GzipFile(fileobj=stream) if base.endswith(".gz") else stream
           with open(found[raw], "wb") as file:
             _copy(content, file, raw, archive)
-    except _BROKEN as error:
+    except UserError:
+      raise
+    except (*_BROKEN, OSError) as error:
+      # Of the system's errors, only that of an impossible place in the file is the archive's.
+      if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        raise
       raise UserError(f"{archive}: not a readable archive, or truncated ({error})") from error
     for raw in files:
       require(raw in found, f"{archive}: contains no {' or '.join(raw.names)}")
@@ -278,21 +293,50 @@ def _members(archive: str) -> Iterator[tuple[str, BinaryIO]]:
       for name in file.namelist():
         with file.open(name) as stream:
           if name.endswith((".tar.gz", ".tgz")):  # UCI's newer download wraps the tar in a zip.
-            with tarfile.open(fileobj=stream, mode="r|gz") as inner:
+            with tarfile.open(fileobj=stream, mode="r|gz", tarinfo=_Header) as inner:
               yield from _tar_members(inner)
           else:
             yield name, stream
   else:
     try:
-      tar = tarfile.open(archive, mode="r|*")  # noqa: SIM115 (closed by the with below)
+      tar = tarfile.open(archive, mode="r|*", tarinfo=_Header)  # noqa: SIM115 (closed by the with below)
     except tarfile.ReadError as error:
       raise UserError(f"{archive}: neither a tar nor a zip archive, or truncated") from error
     with tar:
       yield from _tar_members(tar)
 
 
+class _Header(tarfile.TarInfo):
+  """Header of a tar's member; those that would take all memory, or hours, are refused."""
+
+  @classmethod
+  def frombuf(cls, *arguments: Any) -> "_Header":
+    """See tarfile.TarInfo."""
+    header = super().frombuf(*arguments)
+    if header.type in _WITH_CONTENT:
+      size = f"a header of {header.size:,} bytes"
+      require(header.size <= _LARGEST_HEADER, f"{size} in a tar archive is too large")
+    _require_size(header.size)
+    return header
+
+
+# Headers whose content tarfile reads into memory: of pax and GNU, for long names and links.
+_WITH_CONTENT = (
+  *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+  *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+
+
+def _require_size(size: int) -> None:
+  most = f"must have at most {_LARGEST_TAR >> 30} GiB"
+  require(0 <= size <= _LARGEST_TAR, f"a tar archive is too large: its members {most}")
+
+
 def _tar_members(tar: tarfile.TarFile) -> Iterator[tuple[str, BinaryIO]]:
+  total = 0
   for member in tar:
+    total += member.size
+    _require_size(total)
     stream = tar.extractfile(member) if member.isfile() else None
     if stream is not None and member.name.endswith(".csv.zip") and member.size < _LARGEST_INNER:
       with zipfile.ZipFile(io.BytesIO(stream.read())) as inner:

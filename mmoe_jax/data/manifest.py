@@ -66,6 +66,9 @@ def verify(directory: str, needed: list[str]) -> str:
 
 
 def _read(path: str) -> Mapping[str, Any]:
-  content = digests.read_sealed(path)
-  require("files" in content, f"{path}: not a manifest; prepare the data again")
-  return content["files"]
+  files = digests.read_sealed(path).get("files")
+  is_manifest = isinstance(files, dict) and all(
+    isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in files.values()
+  )
+  require(is_manifest, f"{path}: not a manifest; prepare the data again")
+  return files

@@ -207,8 +207,11 @@ def open_array(directory: str, field: str) -> np.ndarray:
   """
   path = os.path.join(directory, f"{field}.npy")
   try:
-    array = np.load(path, mmap_mode="r")
-  except (ValueError, EOFError, OverflowError, SyntaxError, TypeError, MemoryError) as error:
+    with np.errstate(over="ignore"):
+      array = np.load(path, mmap_mode="r")
+  except OSError:
+    raise
+  except Exception as error:  # Of any type: NumPy evaluates the text of the header.
     raise UserError(f"{path}: broken array ({error}); prepare the data again") from error
   # NumPy opens archives of arrays by the same function.
   is_usable = isinstance(array, np.ndarray) and array.dtype.isnative
