@@ -31,7 +31,7 @@ from mmoe_jax.training.population_program import (
   concatenate_members,
   place,
 )
-from mmoe_jax.training.step import State, TaskLosses
+from mmoe_jax.training.step import DrawnRows, State, TaskLosses
 from mmoe_jax.workdir import checkpoint, contract, logs, preemption, progress, tracking
 from mmoe_jax.workdir.unfinished import Unfinished
 
@@ -61,7 +61,7 @@ def train_population(
     workdir: folder for config.json, schema.json, metrics.jsonl (one line per epoch; each metric a
       list over members), checkpoints/ and results.json, readable by prediction.
     splits: separate data for each member, of the same shapes. By default all members share the
-      data in `config.data_dir`.
+      data in `config.data_dir`. Train rows may be DrawnRows, which each step draws on the device.
     schema: schema of `splits`.
     save_logits: splits whose logits (M, N, O) float32 are saved as `logits_SPLIT.npy`.
     at_once: number of members per device that share each operation; 0 chooses, see
@@ -82,6 +82,10 @@ def train_population(
   check_structure(config)
   require(at_once >= 0, f"--at_once={at_once}: must be at least 0")
   data_digest, schema, splits = _load(config, schema, splits)
+  require(
+    "train" not in report_on or not isinstance(splits[0]["train"], DrawnRows),
+    "report_on: rows that are drawn in each step have no train split to evaluate; remove 'train'",
+  )
   population = compile_population(config, members, schema, splits, at_once)
   with (
     preemption.deferred(),

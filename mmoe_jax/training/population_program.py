@@ -16,17 +16,18 @@ from mmoe_jax.training import checks, table_updates
 from mmoe_jax.training.checks import Override
 from mmoe_jax.training.learner import Assessment
 from mmoe_jax.training.members import Member, MemberFunctions, create_member_functions
-from mmoe_jax.training.step import State, TaskLosses
+from mmoe_jax.training.step import DrawnRows, State, TaskLosses
 from mmoe_jax.training.train_rows import (
   Segment,
   Streamed,
   by_block,
+  first_features,
   make_batch,
   segments,
   steps_per_epoch,
 )
 
-Splits = Sequence[Mapping[str, data.Split | data.StoredSplit]]
+Splits = Sequence[Mapping[str, data.Split | data.StoredSplit | DrawnRows]]
 AfterSegment = Callable[[State, Sequence[TaskLosses]], None]
 TrainEpoch = Callable[..., tuple[State, TaskLosses, Assessment]]
 
@@ -104,7 +105,7 @@ def compile_population(
   own_data, shared_data = place(placement, trees)
   seeds_M = [np.uint32(member.get("seed", config.seed)) for member in members]
   settings_M = [_settings(member) for member in members]
-  one_row = {name: a[:1] for name, a in train[0].features.items()}
+  one_row = first_features(train[0])
   states = placement.init(
     functions.init,
     [(seed, settings, one_row) for seed, settings in zip(seeds_M, settings_M, strict=True)],

@@ -44,6 +44,25 @@ class Batch(NamedTuple):
   weights: Any
 
 
+@flax.struct.dataclass
+class DrawnRows:
+  """Train rows that no array holds: every step draws new ones on the device.
+
+  Attributes:
+    arguments: arrays of their distribution, such as a member's own.
+    draw: (arguments, key, number of rows) -> Batch, a pure function.
+    count: rows per epoch.
+  """
+
+  arguments: Any
+  draw: Callable[[Any, Array, int], Batch] = flax.struct.field(pytree_node=False)
+  count: int = flax.struct.field(pytree_node=False)
+
+  def __len__(self) -> int:
+    """Returns the number of rows per epoch."""
+    return self.count
+
+
 class TaskLosses(NamedTuple):
   """Losses of one step, (T,), or of each step of an epoch, (S, T).
 
@@ -289,7 +308,8 @@ def make_train_epoch(
 
   Row numbers are shuffled on the device. The last batch is filled up with rows from the beginning
   of the order, at weight 0: every row counts once in the loss, and shapes stay the same. Batch
-  norm includes the filler rows, which are real rows, where zeros would distort it.
+  norm includes the filler rows, which are real rows, where zeros would distort it. `rows` may also
+  be DrawnRows, of which each step draws a batch by a key of its place in the epoch.
 
   Args:
     step: a training step, see `make_train_step`.
@@ -303,23 +323,27 @@ def make_train_epoch(
 
   def epoch(
     state: State,
-    rows: Batch,
+    rows: Batch | DrawnRows,
     key: Array,
     capacities: Sequence[int] = (),
     first: int | Array = 0,
     steps: int | None = None,
   ) -> tuple[State, TaskLosses]:
-    count = rows.labels.shape[0]
+    is_drawn = isinstance(rows, DrawnRows)
+    count = rows.count if is_drawn else rows.labels.shape[0]
     steps = math.ceil(count / batch_size) if steps is None else steps
     shard = 0 if axis_name is None else jax.lax.axis_index(axis_name)
     steps_S = first + jnp.arange(steps)
     slots_SxB = shard * share + batch_size * steps_S[:, None] + jnp.arange(share)[None]
-    rows_SxB = order_rows(key, count, shuffle, slots_SxB % count)
+    rows_SxB = slots_SxB if is_drawn else order_rows(key, count, shuffle, slots_SxB % count)
     is_real_SxB = slots_SxB < count
 
     def body(state: State, slots: tuple[Array, Array]) -> tuple[State, TaskLosses]:
       rows_B, is_real_B = slots
-      batch = jax.tree.map(lambda a: a[rows_B], rows)
+      if is_drawn:
+        batch = rows.draw(rows.arguments, fold_in(key, "rows", rows_B[0]), share)
+      else:
+        batch = jax.tree.map(lambda a: a[rows_B], rows)
       features = pack_lists(batch.features, lists, capacities)
       weights = batch.weights * is_real_B
       return step(state, batch._replace(features=features, weights=weights), key)

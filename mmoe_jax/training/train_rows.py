@@ -15,7 +15,7 @@ import numpy as np
 from mmoe_jax import data, parallel
 from mmoe_jax.errors import require
 from mmoe_jax.training import checks
-from mmoe_jax.training.step import Batch
+from mmoe_jax.training.step import Batch, DrawnRows
 
 STRIP = 256  # Consecutive rows on disk that are read together and stay in one block.
 SEGMENT_STEPS = 256  # At most, between two points where training may stop.
@@ -171,10 +171,19 @@ def create_train_rows(
   return Resident(split, config, devices)
 
 
-def make_batch(split: data.Split, config: Any) -> Batch:
-  """Returns the host arrays that training takes from a split."""
+def make_batch(split: data.Split | DrawnRows, config: Any) -> Batch | DrawnRows:
+  """Returns the host arrays that training takes from a split; drawn rows as they are."""
+  if isinstance(split, DrawnRows):
+    return split
   weights = split.weights if config.loss.sample_weight else np.ones_like(split.weights)
   return Batch(split.features, split.labels, weights)
+
+
+def first_features(rows: Batch | DrawnRows) -> dict[str, Any]:
+  """Returns the features of one row, to initialise a model with."""
+  if isinstance(rows, DrawnRows):
+    return dict(rows.draw(rows.arguments, jax.random.key(0), 1).features)
+  return {name: a[:1] for name, a in rows.features.items()}
 
 
 def steps_per_epoch(config: Any, rows: int) -> int:
