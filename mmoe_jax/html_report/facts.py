@@ -115,7 +115,7 @@ class RunFacts:
 
   @property
   def is_mean(self) -> bool:
-    """Whether these are facts about the mean of a population's members."""
+    """True for facts about the mean of a population's members."""
     return self.member == MEAN
 
   @property

@@ -10,6 +10,7 @@ from data_prep import preparation, splitting
 from data_prep.spec import parse_spec
 from mmoe_jax.html_report.facts import RunFacts, collect
 from mmoe_jax.html_report.page import run_page
+from mmoe_jax.prediction.predictor import MEAN
 from mmoe_jax.training import loop, population
 from tests import shop_rows
 
@@ -58,6 +59,27 @@ def members(shop) -> str:
   settings = [{"seed": 0}, {"seed": 1}]
   population.train_population(config, settings, shop.path("members"), verbose=False)
   return shop.path("members")
+
+
+@pytest.fixture(scope="session")
+def members_with_gates(shop) -> str:
+  """Returns the work directory of a population of two with tasks of all kinds."""
+  config = shop.config("mmoe", "click+rating+country")
+  settings = [{"seed": 0}, {"seed": 1}]
+  population.train_population(config, settings, shop.path("with_gates"), verbose=False)
+  return shop.path("with_gates")
+
+
+@pytest.fixture(scope="session")
+def mean_facts(members_with_gates) -> RunFacts:
+  """Returns the facts about the mean of these members."""
+  return collect(members_with_gates, member=MEAN)
+
+
+@pytest.fixture(scope="session")
+def mean_page(shop, mean_facts) -> str:
+  """Returns the path of their page."""
+  return write(shop.path("mean.html"), run_page(mean_facts))
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,9 @@ def make(**changes):
     "held_out": types.SimpleNamespace(split=types.SimpleNamespace(labels=labels)),
     "effects": effects([0.1, 0.05]),
   }
-  return types.SimpleNamespace(**{**facts, **changes})
+  facts = {**facts, **changes}
+  best_epochs = [(facts["results"]["best_epoch"], facts["results"]["epochs"])]
+  return types.SimpleNamespace(is_mean=False, best_epochs=best_epochs, gates_of_members=[], **facts)
 
 
 def effects(permuted, unknown=(0.0, 0.0)):
@@ -118,5 +120,5 @@ def test_differences_within_the_noise_are_no_overfitting():
 def test_without_test_rows_the_rules_on_results_remain():
   facts = make(intervals={}, gates=None, held_out=None, effects=None)
   assert titles(facts) == []
-  facts.results["best_epoch"] = 8
+  facts.best_epochs[:] = [(8, 8)]
   assert titles(facts) == ["Train longer"]

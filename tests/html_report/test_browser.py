@@ -9,7 +9,7 @@ import pytest
 
 from mmoe_jax.export import golden
 from mmoe_jax.html_report.page import write_report
-from mmoe_jax.prediction.predictor import Predictor
+from mmoe_jax.prediction.predictor import MEAN, Predictor, score_names
 from mmoe_jax.training import loop
 from tests.html_report.reading import Page
 
@@ -68,12 +68,14 @@ def visit(browser):
   assert all(url.startswith("file://") for url in requests)
 
 
-def check_scores(visited, run):
+def check_scores(visited, run, member=None):
   """Asserts that the page's scores of rows with missing and unknown values are those of predict."""
-  predictor = Predictor(run)
+  predictor = Predictor(run, member)
   rows = golden.make_rows(predictor.schema, 30)
   found = visited.evaluate("rows => rows.map(row => mmoeWhatIf.score(row))", rows)
-  for name, values in predictor.scores(rows).items():
+  scores = predictor.scores(rows)
+  for name in score_names(predictor.schema.tasks):
+    values = scores[name]
     np.testing.assert_allclose([row["scores"][name] for row in found], values, atol=1e-5)
   return found
 
@@ -81,6 +83,18 @@ def check_scores(visited, run):
 def test_scores_in_the_browser_are_those_of_prediction(visit, page, run):
   found = check_scores(visit(page), run)
   assert all(len(gates) == 4 for gates in (row["gates"] for row in found))
+
+
+def test_the_page_of_a_mean_has_the_range_of_its_members(visit, mean_page, members_with_gates):
+  visited = visit(mean_page)
+  (first, *_) = check_scores(visited, members_with_gates, MEAN)
+  assert first["gates"] is None
+  texts = visited.locator(".range").all_text_contents()
+  assert len(texts) == len(first["scores"])
+  assert all(text.startswith("Members: ") for text in texts)
+  visited.get_by_label("price").fill("0.01")
+  changed = visited.locator(".range").all_text_contents()
+  assert changed != texts
 
 
 @pytest.mark.slow
