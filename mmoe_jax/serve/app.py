@@ -1,4 +1,4 @@
-"""HTTP interface of the scoring server; see docs/usage.md.
+"""HTTP interface of the scoring server; see docs/serving.md.
 
 POST /score    JSON {"rows": [{column: value}]}, or an Arrow stream; answers in the same form
 POST /reload   loads the model again, from the same path, and swaps it in
