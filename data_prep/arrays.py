@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from data_prep.column_counts import TextCounts
 from data_prep.output import STORED, UNFINISHED
-from data_prep.statistics import TextCounts
 from mmoe_jax import data
 from mmoe_jax.data import locations
 from mmoe_jax.data.columns import Table

@@ -8,9 +8,7 @@ import numpy as np
 
 from data_prep import arrays, splitting
 from data_prep import spec as spec_lib
-from data_prep.fitting import Statistics
-from data_prep.parts import PartJob, tables_of
-from data_prep.statistics import (
+from data_prep.column_counts import (
   DistinctCounts,
   NumberCounts,
   TextCounts,
@@ -21,6 +19,8 @@ from data_prep.statistics import (
   merge_numbers,
   merge_texts,
 )
+from data_prep.fitting import Statistics
+from data_prep.parts import PartJob, tables_of
 from mmoe_jax import data
 from mmoe_jax.data import conditions
 from mmoe_jax.data.columns import Table

@@ -8,8 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_prep.column_counts import (
+  DistinctCounts,
+  NumberCounts,
+  TextCounts,
+  count_values,
+  merge_texts,
+)
 from data_prep.spec import Column, Spec, to_tasks
-from data_prep.statistics import DistinctCounts, NumberCounts, TextCounts, count_values, merge_texts
 from mmoe_jax import data
 from mmoe_jax.data import locations
 from mmoe_jax.data.columns import MISSING, SPACES

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.collecting import Collected
+from data_prep.column_counts import DistinctCounts, NumberCounts, TextCounts
 from data_prep.fitting import Statistics
-from data_prep.statistics import DistinctCounts, NumberCounts, TextCounts
 from mmoe_jax import digests
 from mmoe_jax.errors import require
 from mmoe_jax.files import write_json

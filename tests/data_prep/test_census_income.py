@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data_prep import census_income, fitting, output, statistics, summaries
+from data_prep import census_income, column_counts, fitting, output, summaries
 from data_prep.spec import read_spec
 from mmoe_jax import data
 from mmoe_jax.data.columns import from_rows
@@ -139,10 +139,10 @@ def test_summary_has_rows_positives_and_sizes(raw, tmp_path):
 
 def test_labels_come_from_train_rows_that_have_them():
   def texts(*values):
-    return statistics.count_texts(from_rows([{"c": v} for v in values]).factor("c"))
+    return column_counts.count_texts(from_rows([{"c": v} for v in values]).factor("c"))
 
   def numbers(*values):
-    return statistics.count_numbers(np.array(values, float))
+    return column_counts.count_numbers(np.array(values, float))
 
   binary = fitting.fit_task(data.Task("t", "word", ("a",)), texts("", "a", "b", "b"))
   assert (binary.positive, binary.negative) == (("a",), ("b",))
@@ -161,7 +161,7 @@ def test_labels_come_from_train_rows_that_have_them():
 def test_bins_give_heavy_values_their_own_and_share_out_the_rest():
   rng = reference.fresh_rng()
   x = np.where(rng.random(100_000) < 0.96, 0, rng.integers(1, 100_000, 100_000)).astype(float)
-  edges = fitting.bin_edges(statistics.count_numbers(x), 64)
+  edges = fitting.bin_edges(column_counts.count_numbers(x), 64)
   assert edges[0] == 0
   assert 50 <= len(edges) <= 64
   counts = np.bincount(np.searchsorted(edges, x, side="right"))[2:]
@@ -174,7 +174,7 @@ def test_there_are_never_more_bins_than_asked_for(max_bins):
   few = np.repeat([0, 1, 2, 3], [20, 60, 20, 2])
   draws = (few, rng.integers(0, 91, 5000), rng.zipf(1.5, 5000), rng.normal(size=5000), np.zeros(9))
   for x in draws:
-    edges = fitting.bin_edges(statistics.count_numbers(x.astype(float)), max_bins)
+    edges = fitting.bin_edges(column_counts.count_numbers(x.astype(float)), max_bins)
     assert 1 <= len(edges) <= max_bins
     assert edges[0] == x.min()
     assert (np.diff(edges) > 0).all()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_prep import statistics
+from data_prep import column_counts
 from mmoe_jax.data.columns import Factor, from_rows
 from tests import reference
 
@@ -19,15 +19,15 @@ def merged(counts, merge, rng):
 
 @pytest.mark.parametrize("exact", [1 << 16, 100])
 def test_numbers_do_not_depend_on_the_parts(monkeypatch, exact):
-  monkeypatch.setattr(statistics, "_EXACT", exact)
+  monkeypatch.setattr(column_counts, "_EXACT", exact)
   rng = reference.fresh_rng()
   x = np.concatenate([rng.normal(0, 1e3, 3000), rng.integers(0, 9, 900), [np.nan, -0.0, 0.0]])
   rng.shuffle(x)
-  whole = statistics.count_numbers(x)
+  whole = column_counts.count_numbers(x)
   for _ in range(5):
     ends = np.sort(rng.integers(0, len(x), 7))
-    parts = [statistics.count_numbers(part) for part in np.split(x, ends)]
-    got = merged(parts, statistics.merge_numbers, rng)
+    parts = [column_counts.count_numbers(part) for part in np.split(x, ends)]
+    got = merged(parts, column_counts.merge_numbers, rng)
     np.testing.assert_array_equal(got.values, whole.values)
     np.testing.assert_array_equal(got.counts, whole.counts)
     assert (got.missing, got.least, got.most) == (1, np.nanmin(x), np.nanmax(x))
@@ -44,13 +44,13 @@ def test_numbers_do_not_depend_on_the_parts(monkeypatch, exact):
 def test_texts_do_not_depend_on_the_parts():
   rng = reference.fresh_rng()
   values = [f"v{i}" for i in rng.zipf(1.3, 3000) % 500]
-  whole = statistics.count_texts(from_rows([{"c": v} for v in values]).factor("c")).sorted()
+  whole = column_counts.count_texts(from_rows([{"c": v} for v in values]).factor("c")).sorted()
   for _ in range(5):
     parts = [
-      statistics.count_texts(from_rows([{"c": v} for v in part]).factor("c"))
+      column_counts.count_texts(from_rows([{"c": v} for v in part]).factor("c"))
       for part in np.split(np.array(values), np.sort(rng.choice(np.arange(1, 3000), 6, False)))
     ]
-    texts, counts = merged(parts, statistics.merge_texts, rng).sorted()
+    texts, counts = merged(parts, column_counts.merge_texts, rng).sorted()
     assert texts == whole[0] == sorted(set(values))
     np.testing.assert_array_equal(counts, whole[1])
   assert dict(zip(*whole, strict=True)) == {v: values.count(v) for v in set(values)}
@@ -58,7 +58,7 @@ def test_texts_do_not_depend_on_the_parts():
 
 def test_only_the_given_rows_count():
   factor = from_rows([{"c": v} for v in "aabbc"]).factor("c")
-  texts, counts = statistics.count_texts(factor, np.array([1, 0, 1, 0, 0], bool)).sorted()
+  texts, counts = column_counts.count_texts(factor, np.array([1, 0, 1, 0, 0], bool)).sorted()
   assert (texts, counts.tolist()) == (["a", "b"], [1, 1])
 
 
@@ -67,12 +67,12 @@ def test_distinct_values_are_estimated_in_any_parts(distinct):
   rng = reference.fresh_rng()
   texts = [f"value {rng.integers(1 << 60)}" for _ in range(distinct)] + [""]
   factor = Factor(np.arange(len(texts)), texts)
-  whole = statistics.count_distinct(factor)
+  whole = column_counts.count_distinct(factor)
   assert whole.estimate() == pytest.approx(distinct, rel=0.05)
   parts = [
-    statistics.count_distinct(factor, rng.random(len(texts)) < share) for share in (0.3, 0.6, 1)
+    column_counts.count_distinct(factor, rng.random(len(texts)) < share) for share in (0.3, 0.6, 1)
   ]
-  got = merged(parts, statistics.merge_distinct, rng)
+  got = merged(parts, column_counts.merge_distinct, rng)
   np.testing.assert_array_equal(got.registers, whole.registers)
   buckets = max(2, distinct // 2)
   chosen = rng.integers(0, buckets, distinct)
