@@ -20,7 +20,9 @@ from mmoe_jax.files import write_json
 def measure_kills() -> None:
   """Kills, and writes kills.json."""
   out = _OUT.value
-  found = kills.run(out, _KILLS.value, 60 * _MINUTES.value, _SEED.value, _JOBS.value or None)
+  found = kills.run(
+    out, _KILLS.value, 60 * _MINUTES.value, _SEED.value, _JOBS.value, _WORKERS.value
+  )
   print(kills.markdown(found))
   _write("kills", kills.summarise(found))
   kills.require_all(found)
@@ -49,6 +51,7 @@ if __name__ == "__main__":
   _PARTS = flags.DEFINE_list("parts", list(PARTS), "Parts to run.")
   _KILLS = flags.DEFINE_integer("kills", 200, "Number of kills, earlier ones included.")
   _JOBS = flags.DEFINE_list("jobs", [], "Jobs to kill; empty for all.")
+  _WORKERS = flags.DEFINE_integer("workers", 1, "Jobs to kill at a time.")
   _MINUTES = flags.DEFINE_float("minutes", 60.0, "Time after which no further job is killed.")
   _SEED = flags.DEFINE_integer("seed", 0, "Seed of jobs and moments.")
   _OUT = flags.DEFINE_string("out", None, "Output folder.", required=True)

@@ -67,8 +67,11 @@ class Job:
 
 
 def prepare_inputs(folder: str, rows: int = ROWS) -> None:
-  """Writes the inputs of all jobs to a folder: raw rows, prepared data, a table, a trained run."""
-  os.makedirs(folder)
+  """Writes the inputs of all jobs to a folder, unless they are there: raw rows, data, a table."""
+  spec = os.path.join(folder, "spec.toml")
+  if os.path.exists(spec):
+    return
+  empty(folder)
   paths = []
   for path in raw_files.obtain(None, cache.folder()):
     paths.append(os.path.join(folder, os.path.basename(path)))
@@ -77,9 +80,9 @@ def prepare_inputs(folder: str, rows: int = ROWS) -> None:
   census_income.prepare(*paths, os.path.join(folder, "census"))
   os.rename(paths[0], os.path.join(folder, "rows.csv"))
   os.remove(paths[1])
-  with open(os.path.join(folder, "spec.toml"), "w", encoding="utf-8") as file:
-    file.write(SPEC)
   _write_table(os.path.join(folder, "table.csv"))
+  with open(spec, "w", encoding="utf-8") as file:
+    file.write(SPEC)
 
 
 def _write_table(path: str) -> None:
@@ -96,7 +99,7 @@ def _write_table(path: str) -> None:
       writer.writerow([row, f"u{rng.integers(2000)}", country, age, f"{price:.4f}", chosen, click])
 
 
-def _streamed_gib(inputs: str) -> float:
+def streamed_gib(inputs: str) -> float:
   """Returns the memory for about three blocks per epoch."""
   folder = os.path.join(inputs, "census")
   split = data.load(folder, **smoke.get_config().data, budget=1.0)[1]["train"]
@@ -111,7 +114,7 @@ def _training(inputs: str, folder: str, module: str, *more: str) -> list[str]:
 
 def _streamed(inputs: str, folder: str) -> list[str]:
   """Returns a streamed run whose large tables are saved apart."""
-  more = [f"--config.train.memory_gib={_streamed_gib(inputs)}"]
+  more = [f"--config.train.memory_gib={streamed_gib(inputs)}"]
   more += ["--config.optimizer.embedding.updates=rows"]
   return _training(inputs, folder, "main", *more)
 

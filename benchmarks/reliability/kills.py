@@ -5,24 +5,26 @@ saves, which are short, are hit as well. Some jobs start without compiled progra
 """
 
 import contextlib
+import itertools
 import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from benchmarks.reliability import jobs
+from benchmarks.reliability.starter import Command, Starter
 from mmoe_jax.errors import require
 from mmoe_jax.evaluation import tables
 from mmoe_jax.files import read_json_object, write_json
 
-_POLL_SECONDS = 0.01
+_POLL_SECONDS = 0.02
 _LEFT_SECONDS = 15.0  # Until worker processes of a killed one must have ended.
 _HANG_SECONDS = 300.0
 _KILLS = (1, 2, 3, 4, 6)  # Of a trial.
@@ -37,18 +39,17 @@ class Kills:
   """Trials of jobs in a folder, one JSON line a kill in `kills.jsonl`."""
 
   def __init__(self, folder: str, seed: int = 0, rows: int = jobs.ROWS):
-    """Prepares the inputs and the uninterrupted results, unless they are there."""
+    """Prepares the inputs, unless they are there."""
     self._folder, self._seed = folder, seed
     self._inputs = os.path.join(folder, "inputs")
     self.path = os.path.join(folder, "kills.jsonl")
     self._programs = os.path.join(folder, "programs")
-    done = os.path.join(folder, "inputs.json")
-    if not os.path.exists(done):
-      shutil.rmtree(self._inputs, ignore_errors=True)
-      jobs.prepare_inputs(self._inputs, rows)
-      self._run("run", self._inputs, self._programs)
+    self._lock = threading.Lock()
+    jobs.prepare_inputs(self._inputs, rows)
+    if not os.path.exists(os.path.join(self._inputs, "run")):
+      with Starter() as starter:
+        self._run(starter, "run", self._inputs, self._programs)
       os.rename(os.path.join(self._inputs, "work"), os.path.join(self._inputs, "run"))
-      write_json(done, {"rows": rows})
 
   def read(self) -> list[dict[str, Any]]:
     """Returns the kills so far."""
@@ -57,32 +58,38 @@ class Kills:
     with open(self.path, encoding="utf-8") as file:
       return [json.loads(line) for line in file]
 
-  def reference(self, name: str, cold: bool) -> dict[str, Any]:
+  def reference(self, starter: Starter, name: str, cold: bool) -> dict[str, Any]:
     """Returns `results`, `seconds` and `changes` of an uninterrupted job, measured once.
 
     Args:
+      starter: starts it.
       name: a key of jobs.JOBS.
       cold: whether it starts without compiled programs.
     """
-    path = os.path.join(self._folder, "whole", f"{name}{' cold' if cold else ''}.json")
+    title = f"{name}{' cold' if cold else ''}"
+    path = os.path.join(self._folder, "whole", f"{title}.json")
     if os.path.exists(path):
       return read_json_object(path)
-    folder = jobs.empty(os.path.join(self._folder, "whole", "work"))
+    folder = jobs.empty(os.path.join(self._folder, "whole", title))
     programs = os.path.join(folder, "programs") if cold else self._programs
     if not cold:  # The first start compiles.
-      self._run(name, folder, programs)
+      self._run(starter, name, folder, programs)
       folder = jobs.empty(folder)
-    seconds, changes = self._run(name, folder, programs)
+    changes = _Changes(folder)
+    seconds = self._run(starter, name, folder, programs, changes)
     shutil.rmtree(os.path.join(folder, "programs"), ignore_errors=True)
-    found = {"results": jobs.JOBS[name].results(folder), "seconds": seconds, "changes": changes}
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with self._lock:
+      results = jobs.JOBS[name].results(folder)
+    found = {"results": results, "seconds": seconds, "changes": changes.count}
     write_json(path, found)
+    shutil.rmtree(folder)
     return found
 
-  def trial(self, number: int, names: list[str]) -> list[dict[str, Any]]:
+  def trial(self, starter: Starter, number: int, names: list[str]) -> list[dict[str, Any]]:
     """Kills a job once or more often, and lets it end.
 
     Args:
+      starter: starts it.
       number: number of the trial, which with the seed decides everything.
       names: keys of jobs.JOBS to choose from, in turn.
 
@@ -94,58 +101,60 @@ class Kills:
     rng = random.Random(f"{self._seed} {number}")
     name = names[number % len(names)]
     cold = rng.random() < _COLD.get(name, 0.0)
-    whole = self.reference(name, cold)
+    whole = self.reference(starter, name, cold)
     folder = jobs.empty(os.path.join(self._folder, "trials", str(number)))
     programs = os.path.join(folder, "programs") if cold else self._programs
     kills: list[dict[str, Any]] = []
     try:
       for kill in range(rng.choice(_KILLS)):
-        found = self._kill(name, folder, programs, whole, rng)
+        found = self._kill(starter, name, folder, programs, whole, rng)
         if found is None:  # It ended before.
           break
         kills.append({"trial": number, "job": name, "cold": cold, "kill": kill + 1, **found})
-      self._run(name, folder, programs)
+      self._run(starter, name, folder, programs)
       shutil.rmtree(os.path.join(folder, "programs"), ignore_errors=True)
-      outcome = compare(whole["results"], jobs.JOBS[name].results(folder))
+      with self._lock:
+        outcome = compare(whole["results"], jobs.JOBS[name].results(folder))
     except Failure as failure:
       outcome = str(failure)
-    notes = _warnings(os.path.join(self._folder, "trials", f"{number}.log"))
+    notes = _warnings(f"{folder}.log")
     if outcome == "identical":
       shutil.rmtree(folder)
-      os.remove(os.path.join(self._folder, "trials", f"{number}.log"))
-    return [{**kill, "outcome": outcome, "warnings": notes} for kill in kills]
+      os.remove(f"{folder}.log")
+    found = [{**kill, "outcome": outcome, "warnings": notes} for kill in kills]
+    with self._lock, open(self.path, "a", encoding="utf-8") as file:
+      file.writelines(json.dumps(record) + "\n" for record in found)
+    return found
 
-  def _start(self, name: str, folder: str, programs: str) -> subprocess.Popen:
+  def _start(self, starter: Starter, name: str, folder: str, programs: str) -> Command:
     words = jobs.JOBS[name].words(self._inputs, folder)
-    env = {**os.environ, "XDG_CACHE_HOME": programs, "JAX_PLATFORMS": "cpu"}
-    with open(f"{folder}.log", "w", encoding="utf-8") as log:
-      return subprocess.Popen(
-        [sys.executable, *words],
-        stdout=log,
-        stderr=log,
-        env=env,
-        start_new_session=True,
-      )
+    return starter.start(words, {"XDG_CACHE_HOME": programs}, f"{folder}.log")
 
-  def _run(self, name: str, folder: str, programs: str) -> tuple[float, int]:
-    """Lets a job end; returns its seconds and the changes of its files."""
+  def _run(
+    self,
+    starter: Starter,
+    name: str,
+    folder: str,
+    programs: str,
+    changes: "_Changes | None" = None,
+  ) -> float:
+    """Lets a job end; returns its seconds, and counts changes of its files."""
     start = time.perf_counter()
-    process = self._start(name, folder, programs)
-    changes = _Changes(folder)
-    while process.poll() is None:
-      changes.look()
-      time.sleep(_POLL_SECONDS)
+    process = self._start(starter, name, folder, programs)
+    while process.wait(_POLL_SECONDS if changes else _HANG_SECONDS) is None:
+      if changes:
+        changes.look()
       if time.perf_counter() - start > _HANG_SECONDS:
-        process.kill()
-        process.wait()
+        os.kill(process.pid, signal.SIGKILL)
         raise Failure(f"hangs for {_HANG_SECONDS:.0f} s")
-    if process.returncode != 0:
-      raise Failure(f"ends with {process.returncode}: {_tail(f'{folder}.log')}")
+    seconds = time.perf_counter() - start
+    _require_success(process, folder)
     _require_no_process(process.pid)
-    return time.perf_counter() - start, changes.count
+    return seconds
 
   def _kill(
     self,
+    starter: Starter,
     name: str,
     folder: str,
     programs: str,
@@ -157,20 +166,16 @@ class Kills:
     wait = rng.expovariate(1 / 0.02) if by_change else rng.uniform(0, whole["seconds"])
     wanted = rng.randint(1, max(1, whole["changes"])) if by_change else 0
     start = time.perf_counter()
-    process = self._start(name, folder, programs)
+    process = self._start(starter, name, folder, programs)
     changes = _Changes(folder)
-    while changes.count < wanted and process.poll() is None:
-      time.sleep(_POLL_SECONDS)
+    while changes.count < wanted and process.wait(_POLL_SECONDS) is None:
       changes.look()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-      process.wait(wait)
-    if process.poll() is not None:
-      if process.returncode != 0:
-        raise Failure(f"ends with {process.returncode}: {_tail(f'{folder}.log')}")
+    if process.wait(wait) is not None:
+      _require_success(process, folder)
       return None
     os.kill(process.pid, signal.SIGKILL)
     seconds = time.perf_counter() - start
-    process.wait()
+    process.wait(_HANG_SECONDS)
     return {
       "by": "change" if by_change else "time",
       "seconds": round(seconds, 3),
@@ -212,25 +217,45 @@ def compare(whole: Mapping[str, str], killed: Mapping[str, str]) -> str:
   return f"{len(names)} differ: {', '.join(names[:4])}" if names else "identical"
 
 
-def run(folder: str, count: int, seconds: float, seed: int = 0, names: list[str] | None = None):
-  """Kills until there are `count` kills, or the time is over; returns all kills so far."""
+def run(
+  folder: str,
+  count: int,
+  seconds: float,
+  seed: int = 0,
+  names: list[str] | None = None,
+  workers: int = 1,
+) -> list[dict[str, Any]]:
+  """Kills until there are `count` kills, or the time is over; returns all kills so far.
+
+  Args:
+    folder: output folder.
+    count: number of kills, earlier ones included.
+    seconds: time after which no further job is started.
+    seed: seed of jobs and moments.
+    names: keys of jobs.JOBS; all by default.
+    workers: number of jobs at a time.
+  """
   kills = Kills(folder, seed)
   names = names or list(jobs.JOBS)
-  start = time.perf_counter()
+  end = time.perf_counter() + seconds
   records = kills.read()
-  number = 1 + max((r["trial"] for r in records), default=-1)
-  while len(records) < count and time.perf_counter() - start < seconds:
-    found = kills.trial(number, names)
-    with open(kills.path, "a", encoding="utf-8") as file:
-      file.writelines(json.dumps(record) + "\n" for record in found)
-    records += found
-    number += 1
-    for record in found:
-      print(
-        f"{len(records)} of {count}: {record['job']}, kill {record['kill']} after "
-        f"{record['seconds']} s ({record['phase']}): {record['outcome']}",
-        flush=True,
-      )
+  numbers = itertools.count(1 + max((r["trial"] for r in records), default=-1))
+
+  def work() -> None:
+    with Starter() as starter:
+      while len(records) < count and time.perf_counter() < end:
+        found = kills.trial(starter, next(numbers), names)
+        records.extend(found)
+        for r in found:
+          print(
+            f"{len(records)} of {count}: {r['job']}, kill {r['kill']} after {r['seconds']} s "
+            f"({r['phase']}): {r['outcome']}",
+            flush=True,
+          )
+
+  with ThreadPoolExecutor(workers) as pool:
+    for future in [pool.submit(work) for _ in range(workers)]:
+      future.result()
   return records
 
 
@@ -283,6 +308,11 @@ def _require_no_process(group: int) -> None:
       return
     time.sleep(0.05)
   raise Failure("leaves a process")
+
+
+def _require_success(process: Command, folder: str) -> None:
+  if process.returncode != 0:
+    raise Failure(f"ends with {process.returncode}: {_tail(f'{folder}.log')}")
 
 
 def _tail(path: str) -> str:

@@ -11,6 +11,7 @@ ones are those of the checkpoint of the best epoch, which is kept as well.
 
 import logging
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -112,6 +113,7 @@ class Checkpoints:
       with user_errors(self._directory):
         if self._manager is not None:
           self._manager.close()
+          self._remove_old()
           self.unfinished.discard_finished()
         self._reader.close()
     except UserError:
@@ -165,6 +167,23 @@ class Checkpoints:
   def keep_best_tables(self, epoch: int) -> None:
     """Keeps the best tables, of this epoch, for the checkpoints since, which were not read."""
     self._best_of.update({e: epoch for e in saved_epochs(self._workdir) if e >= epoch})
+
+  def _remove_old(self) -> None:
+    """Removes checkpoints that a killed process was deleting, once newer ones are complete."""
+    epochs = saved_epochs(self._workdir)
+    newest = epochs[-KEPT:]
+    if jax.process_index() != 0 or len(epochs) <= KEPT:
+      return
+    kept = set(newest)
+    for epoch in newest:
+      path = os.path.join(self._directory, str(epoch))
+      if os.path.isdir(os.path.join(path, "tables")):
+        try:
+          kept.add(self._reader.read_manifest(path)["best_epoch"])
+        except DamagedError:
+          return
+    for epoch in set(epochs) - kept:
+      shutil.rmtree(os.path.join(self._directory, str(epoch)), ignore_errors=True)
 
   def restore_state(
     self, like: Any, best_like: Any, tables_like: Mapping[str, Any] | None = None

@@ -35,6 +35,17 @@ def test_last_and_best_come_back_as_they_were(tmp_path):
   assert {"state", "best", "manifest"} <= set(os.listdir(tmp_path / "checkpoints" / "2"))
 
 
+def test_a_checkpoint_that_a_killed_process_was_deleting_is_removed(tmp_path):
+  for epoch in (1, 2):
+    save(tmp_path, epoch)
+  shutil.copytree(tmp_path / "checkpoints" / "1", tmp_path / "half")
+  save(tmp_path, 3)
+  shutil.rmtree(tmp_path / "half" / "state")
+  (tmp_path / "half").rename(tmp_path / "checkpoints" / "1")
+  save(tmp_path, 3)  # Saved already: orbax deletes nothing.
+  assert set(os.listdir(tmp_path / "checkpoints")) == {"2", "3"}
+
+
 def test_no_checkpoint_is_none_and_no_folder_an_error(tmp_path):
   with checkpoint.Checkpoints(str(tmp_path)) as saver:
     assert saver.restore_state(STATE, BEST) is None
