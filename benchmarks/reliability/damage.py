@@ -1,34 +1,32 @@
 """Damages files of a work directory and of prepared data, and looks for silent wrong results.
 
-  python -m benchmarks.damage --count 1000 --out runs/damage
-
 A small run on real rows is trained once. Each damage changes one file of a copy (a flipped bit, a
 truncation, a deletion, an edited JSON value, a block of zeros) and then uses the copy as a person
 would: prediction, report, gate report, resumption, a new run. The result must be the same as
 without damage, or an error line, or differ with a warning. Everything else, a traceback included,
-is a failure. Writes damage.json.
+is a failure. Every file of the newest checkpoint is flipped and truncated in turn; other damages
+are random.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import random
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from absl import flags
 
 from configs import smoke
 from data_prep import census_income, raw_files
-from mmoe_jax import cache, commands, data, errors
+from mmoe_jax import cache, data, errors
 from mmoe_jax.errors import UserError
 from mmoe_jax.evaluation import tables
 from mmoe_jax.evaluation.results_table import format_results
-from mmoe_jax.files import write_json
 from mmoe_jax.prediction.gate_measurements import measure_gates
 from mmoe_jax.prediction.predictor import Predictor
 from mmoe_jax.prediction.scoring import score_files
@@ -222,23 +220,44 @@ def _captured() -> Iterator[Callable[[], str]]:
       text.append(file.read().decode(errors="replace"))
 
 
-def run(base: str, count: int, seed: int) -> list[dict[str, str]]:
-  """Damages `count` times; returns file, damage, use, outcome and text of each."""
-  expected = {name: _expect(use, base) for name, use in USES.items()}
-  files = sorted(
-    os.path.relpath(os.path.join(parent, name), base)
-    for top in ("data", "run")
-    for parent, _, names in os.walk(os.path.join(base, top))
-    for name in names
-    if os.path.getsize(os.path.join(parent, name))
-  )
-  rng = random.Random(seed)
+def draw(base: str, count: int, rng: random.Random) -> list[tuple[str, str, str]]:
+  """Draws damages: file, damage and use of each."""
+  files = _files(base, "data", "run")
   found = []
-  for i in range(count):
+  for _ in range(count):
     name = rng.choice(files)
     is_json = name.endswith((".json", ".jsonl", "manifest/metadata"))
     damage = rng.choice([d for d in DAMAGES if d != "edit" or is_json])
     use = rng.choice(list(USES) if name.startswith("data") else list(USES)[:-1])
+    found.append((name, damage, use))
+  return found
+
+
+def each_file_of_newest(base: str) -> list[tuple[str, str, str]]:
+  """Returns damages of every file of the newest checkpoint, and the two uses that read it."""
+  newest = contract.saved_epochs(os.path.join(base, "run"))[-1]
+  files = _files(base, os.path.join("run", contract.CHECKPOINTS, str(newest)))
+  return list(itertools.product(files, ("flip", "truncate"), ("predict", "resume")))
+
+
+def _files(base: str, *folders: str) -> list[str]:
+  """Returns the files in folders that are not empty, relative to `base`."""
+  return sorted(
+    os.path.relpath(os.path.join(parent, name), base)
+    for top in folders
+    for parent, _, names in os.walk(os.path.join(base, top))
+    for name in names
+    if os.path.getsize(os.path.join(parent, name))
+  )
+
+
+def run(
+  base: str, damages: Sequence[tuple[str, str, str]], rng: random.Random
+) -> list[dict[str, str]]:
+  """Damages copies of `base`; returns file, damage, use, outcome and text of each."""
+  expected = {use: _expect(USES[use], base) for use in {use for _, _, use in damages}}
+  found = []
+  for i, (name, damage, use) in enumerate(damages):
     with tempfile.TemporaryDirectory(prefix="mmoe_jax_damage_") as copy:
       folder = os.path.join(copy, "c")
       shutil.copytree(base, folder)
@@ -248,7 +267,7 @@ def run(base: str, count: int, seed: int) -> list[dict[str, str]]:
     if outcome.isupper():
       print(f"{i}: {outcome}: {name}, {damage}, {use}: {text[:500]}", flush=True)
     if (i + 1) % 100 == 0:
-      print(f"{i + 1} of {count}: {dict(Counter(f['outcome'] for f in found))}", flush=True)
+      print(f"{i + 1} of {len(damages)}: {dict(Counter(f['outcome'] for f in found))}", flush=True)
   return found
 
 
@@ -258,30 +277,40 @@ def _expect(use: Callable[[str], Any], base: str) -> Any:
     return use(shutil.copytree(base, os.path.join(copy, "c")))
 
 
-def main(argv: list[str]) -> None:
-  """Runs the experiment and prints a table of the outcomes."""
-  del argv
-  errors.require(_COUNT.value >= 1, f"--count={_COUNT.value}: must be at least 1")
-  cache.keep_programs()
-  base = os.path.join(_OUT.value, "base")
+def measure(
+  folder: str, count: int, seed: int, rows: int = 4000
+) -> dict[str, list[dict[str, str]]]:
+  """Returns the damages of each file of the newest checkpoint, and random ones.
+
+  Args:
+    folder: output folder of the run that is damaged.
+    count: number of random damages.
+    seed: their seed.
+    rows: rows of each raw file.
+  """
+  base = os.path.join(folder, "base")
   shutil.rmtree(base, ignore_errors=True)
   os.makedirs(base)
-  prepare(base, _ROWS.value)
-  found = run(base, _COUNT.value, _SEED.value)
-  write_json(os.path.join(_OUT.value, "damage.json"), {"seed": _SEED.value, "damages": found})
+  prepare(base, rows)
+  rng = random.Random(seed)
+  return {
+    "newest": run(base, each_file_of_newest(base), rng),
+    "random": run(base, draw(base, count, rng), rng),
+  }
+
+
+def markdown(found: Sequence[Mapping[str, str]]) -> str:
+  """Formats the outcomes of damages by use."""
   outcomes = sorted({f["outcome"] for f in found})
   rows = [
     [use, *(sum(f["use"] == use and f["outcome"] == o for f in found) for o in outcomes)]
     for use in USES
   ]
-  print(tables.markdown(["use", *outcomes], rows))
-  failures = [f for f in found if f["outcome"].isupper()]
-  errors.require(not failures, f"{len(failures)} of {len(found)} damages are failures")
+  return tables.markdown(["use", *outcomes], rows)
 
 
-if __name__ == "__main__":
-  _COUNT = flags.DEFINE_integer("count", 1000, "Number of damages.")
-  _SEED = flags.DEFINE_integer("seed", 0, "Seed of the damages.")
-  _ROWS = flags.DEFINE_integer("rows", 4000, "Rows of each raw file.")
-  _OUT = flags.DEFINE_string("out", None, "Output folder.", required=True)
-  commands.run(main)
+def require_noticed(found: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
+  """Raises UserError if a damage was silent, or gave a traceback."""
+  for name, damages in found.items():
+    failures = [f for f in damages if f["outcome"].isupper()]
+    errors.require(not failures, f"{name}: {len(failures)} of {len(damages)} damages are failures")

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_HEAVY = (
+HEAVY = (  # Modules to import.
   "flax.linen, optax, orbax.checkpoint, optuna, pandas, pyarrow.parquet, ml_collections, "
   "mmoe_jax.training.search, mmoe_jax.prediction.scoring, data_prep.preparation"
 )
@@ -24,7 +24,7 @@ class Starter:
 
   def __init__(self) -> None:
     """Starts the process."""
-    code = f"import {_HEAVY}; from benchmarks.reliability import starter; starter.serve()"
+    code = f"import {HEAVY}; from benchmarks.reliability import starter; starter.serve()"
     self._process = subprocess.Popen(
       [sys.executable, "-c", code],
       stdin=subprocess.PIPE,
@@ -39,6 +39,7 @@ class Starter:
   def __exit__(self, *_: Any) -> None:
     self._process.stdin.close()
     self._process.wait()
+    self._process.stdout.close()
 
   def start(self, words: Sequence[str], env: Mapping[str, str], log: str) -> "Command":
     """Starts `python WORDS` in a new session, with output to a file."""
