@@ -113,7 +113,7 @@ def _finish(words: list[str], **env: str) -> None:
 
 
 def _stop(bucket: str, machine: str, number: int, uploads: int) -> tuple[int, int]:
-  """Trains until so many epochs are uploaded, and sends a signal.
+  """Trains until that many epochs are uploaded, and sends a signal.
 
   Returns:
     The epoch that was uploaded last, and the exit status.
