@@ -183,6 +183,7 @@ _BROKEN = (
   RuntimeError,
   NotImplementedError,
   ValueError,
+  TypeError,
   OverflowError,
   LookupError,
   struct.error,

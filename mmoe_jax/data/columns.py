@@ -208,6 +208,10 @@ class Table:
       raise UserError(
         f"{self.where}, column '{column}': has the type {values.type}, must hold texts or numbers"
       ) from error
+    except OverflowError as error:
+      raise UserError(
+        f"{self.where}, column '{column}': has a time outside of the years 1 to 9999"
+      ) from error
 
   def _parse(self, column: str) -> np.ndarray:
     values = self.columns[column]

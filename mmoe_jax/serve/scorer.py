@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmoe_jax import data
 from mmoe_jax.data.columns import from_arrow, from_rows
@@ -18,6 +19,7 @@ from mmoe_jax.export import golden
 from mmoe_jax.export.model import Model
 from mmoe_jax.prediction.predictor import Predictor, parse_member, score_names
 
+_LEAST_BOUND = 1 << 24  # Bytes that a decoded column may take at least.
 _REASON = re.compile(r"column '(.*?)': (.*)", re.DOTALL)
 
 
@@ -114,8 +116,13 @@ class Scorer:
     absent = [column for column in self.columns if column not in table.column_names]
     require(not absent, f"column {', '.join(map(repr, absent))} is missing")
     table = table.select(self.columns)
+    _require_bounded(table)
     if self._model is not None:
-      return self(table.to_pylist())
+      try:
+        rows = table.to_pylist()
+      except (OverflowError, ValueError, KeyError, pa.ArrowException) as error:
+        raise UserError(f"a value cannot be read: {error}") from error
+      return self(rows)
     return self._score_table(from_arrow(table, "the rows"))
 
   def _find_fault(self, row: Any) -> tuple[str, str] | None:
@@ -162,6 +169,52 @@ class Scorer:
     for values in scores.values():
       values[list(errors)] = np.nan
     return _without_infinite(scores, errors)
+
+
+def _require_bounded(table: pa.Table) -> None:
+  """Raises UserError for a column that takes far more memory in use than it has in the stream."""
+  most = max(_LEAST_BOUND, 4 * table.nbytes)
+  for name in table.column_names:
+    size = 0
+    for chunk in table.column(name).chunks:
+      found = _bytes_in_use(chunk)
+      require(
+        found is not None,
+        f"column '{name}': has the type {chunk.type}, must hold texts, numbers, times or lists",
+      )
+      size += found
+    require(size <= most, f"column '{name}': takes {size:,} bytes when decoded; send fewer rows")
+
+
+def _bytes_in_use(array: pa.Array) -> int | None:
+  """Returns the bytes of all values, of repeated ones each time; None for an unknown type.
+
+  Views and run-end encoding are unknown: a stream of few bytes may hold values without end.
+  """
+  kind = array.type
+  if pa.types.is_dictionary(kind):
+    values = array.dictionary
+    if _is_text(values.type):
+      sizes = pc.binary_length(values).take(array.indices)
+      return 8 * len(array) + (pc.sum(sizes).as_py() or 0)
+    return 16 * len(array) if pa.types.is_primitive(values.type) else None
+  if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if pa.types.is_nested(kind.value_type):
+      return None
+    inner = _bytes_in_use(array.flatten())
+    return None if inner is None else inner + 8 * len(array)
+  if pa.types.is_null(kind):
+    return 8 * len(array)
+  is_plain = _is_text(kind) or pa.types.is_primitive(kind) or pa.types.is_decimal(kind)
+  return array.nbytes + 8 * len(array) if is_plain else None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+  checks = (
+    *(pa.types.is_string, pa.types.is_large_string, pa.types.is_binary),
+    *(pa.types.is_large_binary, pa.types.is_fixed_size_binary),
+  )
+  return any(check(kind) for check in checks)
 
 
 def _without_infinite(scores: dict[str, np.ndarray], errors: dict[int, tuple[str, str]]) -> Scored:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mmoe_jax import data, models
@@ -35,12 +36,14 @@ class Assessment(NamedTuple):
     gates: gate_statistics.statistics of the held-out rows; None for a model without gates.
     task_weights_T: weight of each task's loss in the next step.
     zero_rows: table -> number of rows that L1 set to zero, with row-wise updates.
+    is_finite: whether the parameters, their average and the optimizer's state are.
   """
 
   metrics: dict[str, Array]
   gates: dict[str, Array] | None
   task_weights_T: Array
   zero_rows: Mapping[str, Array]
+  is_finite: Array
 
 
 class Learner(NamedTuple):
@@ -122,7 +125,7 @@ def create_learner(
     value = evaluate.selection(metrics, config.select, tasks)
     task_weights_T = weighting.weights(state.weighting)
     zero_rows = tables.count_zero_rows(state.params)
-    assessment = Assessment(metrics, gates, task_weights_T, zero_rows)
+    assessment = Assessment(metrics, gates, task_weights_T, zero_rows, _is_finite(state))
     return keep_best(state, value, epoch), assessment
 
   return Learner(
@@ -139,6 +142,13 @@ def create_learner(
     assess=assess,
     evaluate=evaluate.make_evaluate(eval_model, tasks),
   )
+
+
+def _is_finite(state: State) -> Array:
+  """Returns whether a state can be saved: rows that no metric reads may not be finite, either."""
+  leaves = jax.tree.leaves((state.params, state.batch_stats, state.average, state.opt_state))
+  floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+  return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
 
 
 def task_weights(weights: Sequence[float] | Array, tasks: int) -> Array | np.ndarray:

@@ -1,8 +1,9 @@
 """Training loop of a run: data, training, evaluation, logging, checkpoints."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from mmoe_jax import data, parallel
 from mmoe_jax.config import check_structure
 from mmoe_jax.evaluation import evaluate
-from mmoe_jax.training import records, saving, table_updates, train_rows, warm_start
+from mmoe_jax.training import divergence, records, saving, table_updates, train_rows, warm_start
 from mmoe_jax.training.run import Run, compile_run, concatenate
 from mmoe_jax.training.step import State, TaskLosses
 from mmoe_jax.workdir import checkpoint, contract, logs, preemption, progress, tracking
@@ -80,10 +81,13 @@ def train_and_evaluate(
         saving.save_unfinished(checkpoints, part)
 
       while epoch < config.train.epochs and not _is_out_of_patience(state, epoch, config):
-        state, losses, seconds = _train_epoch(run, state, epoch, unfinished, save_unfinished)
-        epoch, unfinished = epoch + 1, None
-        state, assessment = run.assess(state, held_out, np.int32(epoch))
-        record = records.describe_epoch(epoch, losses, jax.device_get(assessment), config, tasks)
+        with _explained(run, schema, workdir, checkpoints, epoch + 1):
+          state, losses, seconds = _train_epoch(
+            run, state, epoch, unfinished, save_unfinished, tasks
+          )
+          epoch, unfinished = epoch + 1, None
+          state, assessment = run.assess(state, held_out, np.int32(epoch))
+          record = records.describe_epoch(epoch, losses, jax.device_get(assessment), config, tasks)
         log.write(
           {"epoch": epoch, **record, "seconds": seconds}
           | {"rows_per_second": run.rows.count / seconds}
@@ -110,12 +114,31 @@ def _restore(
   return *(saving.restore(checkpoints, state) or (0, state, None)), None
 
 
+@contextlib.contextmanager
+def _explained(
+  run: Run, schema: data.Schema, workdir: str, checkpoints: checkpoint.Checkpoints, epoch: int
+) -> Iterator[None]:
+  """Adds to the error of an epoch that diverged where that was, found from the last save."""
+  try:
+    yield
+  except records.DivergedError as error:
+    checkpoints.wait()
+    saved = max(contract.saved_epochs(workdir), default=None)
+    is_warm = run.config.train.warm_start and saved is None
+    start = _warm_start(run, schema) if is_warm else run.start_from(None)
+    done, state, _, unfinished = _restore(checkpoints, run, start)
+    steps = unfinished.steps if unfinished else 0
+    fault = divergence.find_fault(run, state, done, steps, epoch)
+    raise records.DivergedError(f"{error}{divergence.describe(fault, saved)}") from error
+
+
 def _train_epoch(
   run: Run,
   state: State,
   epoch: int,
   unfinished: Unfinished | None,
   save: Callable[[Unfinished], None],
+  tasks: Sequence[str],
 ) -> tuple[State, TaskLosses, float]:
   """Trains an epoch, or its rest.
 
@@ -125,11 +148,13 @@ def _train_epoch(
     epoch: number of finished epochs.
     unfinished: what is done of this one.
     save: saves a state within the epoch.
+    tasks: names of the tasks.
 
   Returns:
     The state after it, the losses of all its steps, and its training time in seconds.
 
   Raises:
+    DivergedError: for a loss that is not finite.
     Preempted: after saving, if a signal asks to stop.
   """
   losses = saving.losses_of(unfinished)
@@ -140,6 +165,9 @@ def _train_epoch(
     state = trained
     # The devices have a segment in hand while the next one is dispatched, and never wait.
     jax.block_until_ready(losses[-1:])
+    if losses:  # So that hours are not spent on an epoch that diverged.
+      last = jax.device_get(losses[-1])
+      records.mean_losses(last, epoch + 1, tasks, done - len(last.losses), run.rows.steps)
     losses.append(segment_losses)
     done += len(segment_losses.losses)
     if done < run.rows.steps and _must_stop():

@@ -11,10 +11,11 @@ from mmoe_jax.evaluation import evaluate, gate_statistics
 from mmoe_jax.training.learner import Assessment, task_weights
 from mmoe_jax.training.step import TaskLosses
 
-_REMEDY = (
-  "lower config.optimizer.*.learning_rate or set config.optimizer.clip_norm. "
-  "The last checkpoint is from an earlier epoch"
-)
+_REMEDY = "lower config.optimizer.*.learning_rate or set config.optimizer.clip_norm"
+
+
+class DivergedError(UserError):
+  """Training whose loss, parameters or outputs are not finite."""
 
 
 def describe_epoch(
@@ -34,11 +35,14 @@ def describe_epoch(
     tasks: names of the tasks.
 
   Raises:
-    UserError: for a loss or an output that is not finite, or an undefined selection metric.
+    DivergedError: for a loss, an output or a parameter that is not finite.
+    UserError: for an undefined selection metric.
   """
   losses_T = mean_losses(losses, epoch, tasks)
   values, reasons = evaluate.explain_undefined(assessment.metrics)
   _require_selectable(reasons, config.select, tasks, epoch)
+  if not assessment.is_finite:
+    raise DivergedError(f"parameters are not finite after epoch {epoch}; {_REMEDY}")
   weights_T = task_weights(config.loss.task_weights, len(tasks))
   record: dict[str, Any] = {"loss": float(losses_T @ weights_T)}
   for task, loss, weight in zip(tasks, losses_T, assessment.task_weights_T, strict=True):
@@ -53,20 +57,29 @@ def describe_epoch(
   return record
 
 
-def mean_losses(losses: TaskLosses, epoch: int, tasks: Sequence[str]) -> np.ndarray:
+def mean_losses(
+  losses: TaskLosses, epoch: int, tasks: Sequence[str], first: int = 0, steps: int = 0
+) -> np.ndarray:
   """Returns the mean loss of each task over an epoch, (T,): its labelled rows by their weights.
 
   A task without a labelled row in the epoch has loss 0.
 
+  Args:
+    losses: losses of steps of the epoch.
+    epoch: number of the epoch.
+    tasks: names of the tasks.
+    first: number of steps before these.
+    steps: number of steps of the epoch; 0 if these are all.
+
   Raises:
-    UserError: naming the first step and task whose loss is not finite.
+    DivergedError: naming the first step and task whose loss is not finite.
   """
   not_finite = np.argwhere(~np.isfinite(losses.losses))
   if len(not_finite):
     step, task = not_finite[0]
-    raise UserError(
-      f"the loss of task '{tasks[task]}' is not finite in epoch {epoch}, step {step + 1} of "
-      f"{len(losses.losses)}; {_REMEDY}"
+    raise DivergedError(
+      f"the loss of task '{tasks[task]}' is not finite in epoch {epoch}, step "
+      f"{first + step + 1} of {steps or len(losses.losses)}; {_REMEDY}"
     )
   weights_SxT = np.asarray(losses.weights, np.float64)
   totals_T = weights_SxT.sum(0)
@@ -113,10 +126,10 @@ def _require_selectable(
   """
   for name, reason in reasons.items():
     task = name.split("/")[0]
-    require(
-      reason != evaluate.NOT_FINITE,
-      f"the output for task '{task}' is not finite after epoch {epoch}; {_REMEDY}",
-    )
+    if reason == evaluate.NOT_FINITE:
+      raise DivergedError(
+        f"the output for task '{task}' is not finite after epoch {epoch}; {_REMEDY}"
+      )
   for task in select.tasks or tasks:
     name = f"{task}/{select.metric}"
     require(name not in reasons, f"validation {name} is undefined: {reasons.get(name)}")

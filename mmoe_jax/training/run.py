@@ -17,6 +17,22 @@ from mmoe_jax.training.step import Batch, Best, State, TaskLosses, fold_in, orde
 Array = jax.Array
 
 
+class SegmentCall(NamedTuple):
+  """Arguments of the program that trains a segment.
+
+  Attributes:
+    segment: the segment.
+    rows: rows of its block, on the devices.
+    key: random key of the block.
+    places: places of lists, see list_packing.
+  """
+
+  segment: train_rows.Segment
+  rows: Batch
+  key: Array
+  places: Sequence[int]
+
+
 class Run(NamedTuple):
   """Compiled functions of a run, its initial state and its train rows.
 
@@ -25,6 +41,8 @@ class Run(NamedTuple):
     train_epoch: (state, epoch) -> (state, TaskLosses (S, T) on the host).
     train_segments: (state, epoch, steps of the epoch that are done) -> iterator of (state,
       TaskLosses) on the devices, of each of its other segments as it is dispatched.
+    segment_calls: (epoch, steps of it that are done) -> iterator of SegmentCall.
+    train_segment: (state, SegmentCall) -> (state, TaskLosses) on the devices.
     segments: the segments of an epoch.
     assess: (state, held-out EvalBatch, epoch) -> (state, Assessment).
     evaluate: (variables, EvalBatch) -> metrics by name.
@@ -40,6 +58,8 @@ class Run(NamedTuple):
   state: State
   train_epoch: Callable[[State, int], tuple[State, TaskLosses]]
   train_segments: Callable[[State, int, int], Iterator[tuple[State, TaskLosses]]]
+  segment_calls: Callable[[int, int], Iterator[SegmentCall]]
+  train_segment: Callable[[State, SegmentCall], tuple[State, TaskLosses]]
   segments: list[train_rows.Segment]
   assess: Callable[[State, evaluate.EvalBatch, Any], tuple[State, Assessment]]
   evaluate: Callable[[Any, evaluate.EvalBatch], dict[str, Array]]
@@ -82,6 +102,7 @@ def compile_run(config: Any, schema: data.Schema, split: data.Split | data.Store
     lambda key, count: order_rows(key, count, config.train.shuffle),
   )
   segments = train_rows.segments(rows, config.train.batch_size)
+  last_of = {segment.block: segment for segment in segments}
   shapes = {len(shape.weights): shape for shape in rows.shapes}
   place_number = lambda number: devices.replicate(np.array(number, np.int32))
   program_for = _make_programs(learner, devices, place_number, spec)
@@ -95,17 +116,26 @@ def compile_run(config: Any, schema: data.Schema, split: data.Split | data.Store
     best, assessment = best_of(state, held_out, epoch)
     return state.replace(best=best), assessment
 
-  def train_segments(state: State, epoch: int, done: int = 0) -> Iterator[tuple[State, TaskLosses]]:
+  def segment_calls(epoch: int, done: int = 0) -> Iterator[SegmentCall]:
     remaining = train_rows.by_block(segments, done)
     blocks = rows.blocks(epoch, min(remaining))
     for block, (numbers, batch) in zip(remaining, blocks, strict=True):
       block_key = fold_in(key, "epoch", epoch, *numbers)
       places = capacities_of(batch.features["ids"], block_key)
       for segment in remaining[block]:
-        program = program_for(state, batch, block_key, segment.steps, places)
-        state, losses = program(state, (batch, place_number(segment.first)), block_key)
-        yield state, losses
-      jax.block_until_ready(losses)  # So that no further block is in memory.
+        yield SegmentCall(segment, batch, block_key, places)
+
+  def train_segment(state: State, call: SegmentCall) -> tuple[State, TaskLosses]:
+    segment, batch, block_key, places = call
+    program = program_for(state, batch, block_key, segment.steps, places)
+    return program(state, (batch, place_number(segment.first)), block_key)
+
+  def train_segments(state: State, epoch: int, done: int = 0) -> Iterator[tuple[State, TaskLosses]]:
+    for call in segment_calls(epoch, done):
+      state, losses = train_segment(state, call)
+      yield state, losses
+      if call.segment is last_of[call.segment.block]:
+        jax.block_until_ready(losses)  # So that no further block is in memory.
 
   def train_epoch(state: State, epoch: int) -> tuple[State, TaskLosses]:
     losses = []
@@ -118,6 +148,8 @@ def compile_run(config: Any, schema: data.Schema, split: data.Split | data.Store
     state=state,
     train_epoch=train_epoch,
     train_segments=train_segments,
+    segment_calls=segment_calls,
+    train_segment=train_segment,
     segments=segments,
     assess=assess,
     evaluate=parallel.jit(learner.evaluate),

@@ -7,6 +7,7 @@ import io
 import lzma
 import os
 import tarfile
+import time
 import tracemalloc
 import zipfile
 
@@ -26,7 +27,17 @@ FILES = tuple(
 DATASET = raw_files.Dataset(FILES, (), "no advice")
 NAMES = (
   *("a.data", "b.test", "./a.data", "deep/er/b.test", "../a.data", "/tmp/a.data", "a.data.gz"),
-  *("../../../../b.test", "..", ".", "", "/", "a.data/", "a\\..\\b.test", "\udcffa.data", "é" * 150),
+  *(
+    "../../../../b.test",
+    "..",
+    ".",
+    "",
+    "/",
+    "a.data/",
+    "a\\..\\b.test",
+    "\udcffa.data",
+    "é" * 150,
+  ),
   *("x.csv.zip", "inner.tgz", "inner.tar.gz", "b.test.gz.gz", "A.DATA", "a.data\0b", "C:/a.data"),
 )
 KINDS = (tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)
@@ -194,8 +205,11 @@ def test_an_archive_of_endless_other_members_is_refused_soon(tmp_path):
 
 @pytest.mark.parametrize(
   "content",
-  [b"", b"PK\x03\x04", b"PK\x05\x06" + bytes(18), bytes(10240), gzip.compress(b""), b"\x1f\x8b"]
-  + [bz2.compress(b"a" * 100), lzma.compress(b"a" * 100), good_tar()[:-20], good_zip()[:-5]],
+  [
+    *(b"", b"PK\x03\x04", b"PK\x05\x06" + bytes(18), bytes(10240), b"\x1f\x8b", b"\x1f\x8b\x08"),
+    *(gzip.compress(b""), bz2.compress(b"a" * 100), lzma.compress(b"a" * 100)),
+    *(good_tar()[:-20], good_zip()[:-5]),
+  ],
 )
 def test_archives_without_the_files_are_one_line(tmp_path, content):
   assert unpack(tmp_path, content)
@@ -216,8 +230,7 @@ def test_an_archive_of_itself_ends(tmp_path):
 
 def test_the_time_limit_of_cases_works():
   with pytest.raises(HangError), limited(0.05):
-    while True:
-      pass
+    time.sleep(5)
 
 
 def test_a_source_that_is_no_archive_is_one_line(tmp_path):

@@ -181,7 +181,7 @@ def resident() -> int:
 def test_values_that_are_stored_once_take_no_memory_for_each_row(ask, ask_export, kind, column):
   frame = shop_rows.make(_ROWS, 4)[list(RAW)]
   table = pa.Table.from_pandas(frame, preserve_index=False)
-  values = repeated(kind, "|".join(["red"] * 200_000), _ROWS)
+  values = repeated(kind, "|".join(["red"] * 100_000), _ROWS)
   body = arrow_of(table.set_column(table.column_names.index(column), column, values))
   assert len(body) < _BODY
   for each in (ask, ask_export):

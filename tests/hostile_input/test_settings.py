@@ -1,6 +1,5 @@
 """Hostile configs: files in Python, dotted flags and values; what is accepted, is what was set."""
 
-
 import pytest
 from absl import flags
 from hypothesis import given
@@ -73,7 +72,21 @@ def parse(words):
       return line
 
 
-TEXTS = ("", "nan", "inf", "-1", "0", "1e999", "1e-400", "9" * 400, "True", "None", "()", "(1,", "[")
+TEXTS = (
+  "",
+  "nan",
+  "inf",
+  "-1",
+  "0",
+  "1e999",
+  "1e-400",
+  "9" * 400,
+  "True",
+  "None",
+  "()",
+  "(1,",
+  "[",
+)
 TEXTS = (*TEXTS, "('a',)", "'x'", "{}", "{'a': 1}", "__import__('os')", "1_0", "0x10", "é", "a,b")
 TEXTS = (*TEXTS, "\0", "(" * 200, "-" * 500 + "1", "lambda: 1", "0.5", "2", "1j", "b'x'", "1.0")
 

@@ -1,8 +1,9 @@
 """Hostile specs of tables: a spec is refused by one line, or prepares what it says."""
 
+import tomllib
+
 import numpy as np
 import pytest
-import tomllib
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -9,6 +9,7 @@ import tracemalloc
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -86,11 +87,13 @@ def test_damaged_parquet_is_scored_as_the_reference_does(shop, predictor, refere
   if refusal(lambda: score_files(predictor, [path], out, RAW)):
     return
   scored = pq.read_table(out)
-  rows = scored.select(RAW).to_pylist()
-  for row in rows:
-    row["time"] = None if row["time"] is None else str(row["time"])
-  columns = {task: scored[task].to_numpy() for task in TASKS}
-  assert_scored_as(reference, predictor, columns, rows)
+  times = scored["time"].cast(pa.string())
+  # Python, and with it the reference, has no other years.
+  known = pc.fill_null(pc.match_substring_regex(times, r"^\d{4}-"), True)
+  scored = scored.set_column(scored.column_names.index("time"), "time", times).filter(known)
+  if len(scored):
+    columns = {task: scored[task].to_numpy() for task in TASKS}
+    assert_scored_as(reference, predictor, columns, scored.select(RAW).to_pylist())
 
 
 @fuzz(8)

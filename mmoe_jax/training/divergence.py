@@ -1,0 +1,134 @@
+"""Where a run diverged: its steps are repeated from the last save, until one is not finite.
+
+Normal steps only pay for the losses that they return. Segments are repeated by the programs of the
+run itself, on the same rows, so that a CPU computes bitwise the same states.
+"""
+
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mmoe_jax.parallel.devices import AXIS
+from mmoe_jax.training.not_finite import Origin, find_origin, is_finite, not_finite_leaves
+from mmoe_jax.training.run import Run, SegmentCall
+from mmoe_jax.training.step import State, TaskLosses
+from mmoe_jax.workdir import preemption
+
+_COPIES = 6  # Of the state, that finding a layer takes.
+
+
+class Fault(NamedTuple):
+  """First step of a run that is not finite.
+
+  Attributes:
+    epoch: number of its epoch.
+    step: number of the step in the epoch, from 1.
+    part: what is not finite: a layer's activations, a gradient, an update.
+  """
+
+  epoch: int
+  step: int
+  part: str
+
+
+def find_fault(run: Run, state: State, epoch: int, done: int, last_epoch: int) -> Fault | None:
+  """Repeats the steps of a run until one is not finite.
+
+  Args:
+    run: the run.
+    state: a finite state of it, which is donated.
+    epoch: number of finished epochs of this state.
+    done: number of finished steps of the next epoch.
+    last_epoch: number of the epoch that is not finite.
+
+  Returns:
+    The step and the layer; None if all repeated steps are finite, or the state does not fit in
+    memory several times.
+
+  Raises:
+    Preempted: if a signal asks to stop.
+  """
+  size = sum(a.nbytes for a in jax.tree.leaves(state))
+  memory = run.devices.memory()
+  if (memory and _COPIES * size > memory) or not is_finite(_trained(state)):
+    return None
+  print("training diverged; repeating its steps to find where", file=sys.stderr)
+  while epoch < last_epoch:
+    epoch += 1
+    for call in run.segment_calls(epoch, done):
+      preemption.stop_if_requested()
+      before = jax.tree.map(jnp.copy, state)
+      state, losses = run.train_segment(state, call)
+      if not _is_sound(state, losses):
+        return _find_step(run, before, epoch, call)
+    done = 0
+  return None
+
+
+def _find_step(run: Run, state: State, epoch: int, call: SegmentCall) -> Fault | None:
+  """Repeats the steps of a segment one by one."""
+  segment = call.segment
+  for i in range(segment.steps):
+    start, first = segment.start + i, segment.first + i
+    one = call._replace(segment=segment._replace(start=start, first=first, steps=1))
+    before = jax.tree.map(jnp.copy, state)
+    state, losses = run.train_segment(state, one)
+    if not _is_sound(state, losses):
+      return Fault(epoch, start + 1, _describe(run, before, state, losses, one))
+  return None
+
+
+def _describe(run: Run, before: State, after: State, losses: TaskLosses, call: SegmentCall) -> str:
+  """Returns which part of a step is not finite first."""
+  leaves = not_finite_leaves(_trained(after)["params"]) or not_finite_leaves(_trained(after))
+  origin = None if run.config.model.embedding_shards > 1 else _find_origin(run, before, call)
+  if origin is not None and origin.layer:
+    what = "gradient" if origin.is_gradient else "output"
+    return f"the {what} of layer '{origin.layer}' ({origin.operation})"
+  if not is_finite(losses) or not leaves:
+    return "the loss"
+  return f"the update of the parameters '{leaves[0]}'"
+
+
+def _find_origin(run: Run, state: State, call: SegmentCall) -> Origin | None:
+  state, rows = jax.device_get((state, call.rows))
+
+  def step(state: State, rows: Any) -> Any:
+    first = call.segment.first
+    state, losses = run.learner.epoch(state, rows, call.key, call.places, first, 1)
+    return _trained(state), losses
+
+  if run.devices.count == 1:
+    return find_origin(step, state, rows)
+  # The devices' parts of the batch side by side on one device, with the same collectives.
+  several = jax.vmap(
+    lambda state, rows, _: step(state, rows), in_axes=(None, None, 0), axis_name=AXIS
+  )
+  return find_origin(several, state, rows, jnp.arange(run.devices.count))
+
+
+def _is_sound(state: State, losses: TaskLosses) -> bool:
+  return is_finite(losses) and is_finite(_trained(state))
+
+
+def _trained(state: State) -> dict[str, Any]:
+  """Returns what steps change; the best metric is -inf before the first epoch."""
+  parts = ("params", "batch_stats", "average", "opt_state")
+  return {name: getattr(state, name) for name in parts}
+
+
+def describe(fault: Fault | None, saved: int | None) -> str:
+  """Returns the end of an error line about a run that diverged.
+
+  Args:
+    fault: where it was; None if that is not known.
+    saved: epoch of the last checkpoint; None if there is none.
+  """
+  where = ""
+  if fault is not None:
+    where = f"; first was {fault.part} in epoch {fault.epoch}, step {fault.step}"
+  if saved is None:
+    return f"{where}. No checkpoint was saved before"
+  return f"{where}. The last checkpoint, of epoch {saved}, is finite and kept"
