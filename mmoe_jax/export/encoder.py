@@ -120,7 +120,7 @@ class Encoder:
       return 0
     try:
       time = _parse_time(text)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
       raise ValueError(f"row {row}, column '{column}': '{text:.80}' is not a time") from error
     part = {
       "month": time.month,

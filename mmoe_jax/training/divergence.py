@@ -82,14 +82,16 @@ def _find_step(run: Run, state: State, epoch: int, call: SegmentCall) -> Fault |
 
 def _describe(run: Run, before: State, after: State, losses: TaskLosses, call: SegmentCall) -> str:
   """Returns which part of a step is not finite first."""
-  leaves = not_finite_leaves(_trained(after)["params"]) or not_finite_leaves(_trained(after))
+  leaves = not_finite_leaves({"params": after.params}) or not_finite_leaves(_trained(after))
   origin = None if run.config.model.embedding_shards > 1 else _find_origin(run, before, call)
   if origin is not None and origin.layer:
     what = "gradient" if origin.is_gradient else "output"
     return f"the {what} of layer '{origin.layer}' ({origin.operation})"
   if not is_finite(losses) or not leaves:
     return "the loss"
-  return f"the update of the parameters '{leaves[0]}'"
+  group, _, leaf = leaves[0].partition("/")
+  name = "optimizer's state" if group == "opt_state" else "parameters"
+  return f"the update of the {name} '{leaf}'"
 
 
 def _find_origin(run: Run, state: State, call: SegmentCall) -> Origin | None:

@@ -37,12 +37,12 @@ def is_finite(tree: Any) -> bool:
 
 def not_finite_leaves(tree: Any) -> list[str]:
   """Returns the paths of the leaves that have a number that is not finite."""
-  paths, leaves = zip(*jax.tree_util.tree_flatten_with_path(tree)[0], strict=True)
-  bad = jax.device_get(_are_not_finite([leaf for leaf in leaves if _is_float(leaf)]))
-  floats = [path for path, leaf in zip(paths, leaves, strict=True) if _is_float(leaf)]
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  floats = [(path, leaf) for path, leaf in leaves if _is_float(leaf)]
+  bad = jax.device_get(_are_not_finite([leaf for _, leaf in floats]))
   return [
     jax.tree_util.keystr(path, simple=True, separator="/")
-    for path, is_bad in zip(floats, bad, strict=True)
+    for (path, _), is_bad in zip(floats, bad, strict=True)
     if is_bad
   ]
 

@@ -4,6 +4,7 @@ Members share the shapes of all arrays and may differ in `seed` and in any float
 order of rows, early stopping and best variables, and ends where a separate run would end.
 """
 
+import functools
 import math
 import os
 import time
@@ -20,7 +21,7 @@ from mmoe_jax.errors import UserError, require
 from mmoe_jax.evaluation import evaluate
 from mmoe_jax.files import save_array
 from mmoe_jax.models import layers
-from mmoe_jax.training import records, saving, train_rows
+from mmoe_jax.training import divergence, records, saving, train_rows
 from mmoe_jax.training.checks import Override
 from mmoe_jax.training.learner import Assessment
 from mmoe_jax.training.population_mean import evaluate_mean
@@ -31,11 +32,13 @@ from mmoe_jax.training.population_program import (
   concatenate_members,
   place,
 )
+from mmoe_jax.training.run import compile_run
 from mmoe_jax.training.step import DrawnRows, State, TaskLosses
 from mmoe_jax.workdir import checkpoint, contract, logs, preemption, progress, tracking
 from mmoe_jax.workdir.unfinished import Unfinished
 
 Array = jax.Array
+_EXPLAINED = 4  # Members whose divergence is traced to a layer, each by a run of its own.
 
 
 def train_population(
@@ -101,7 +104,8 @@ def train_population(
     with logs.RunLog(*log_of) as log:
       elapsed_before = saving.elapsed(unfinished, log.records)
       wall_seconds = lambda: elapsed_before + time.perf_counter() - start
-      at_start = (epoch, states, unfinished)
+      explain = functools.partial(_explain, population, schema, splits, checkpoints)
+      at_start = (epoch, states, unfinished, explain)
       epoch, states, errors_M = _train_epochs(
         config, population, checkpoints, log, wall_seconds, *at_start
       )
@@ -124,6 +128,7 @@ def _train_epochs(
   epoch: int,
   states: State,
   unfinished: Unfinished | None,
+  explain: Callable[[State, int, int], str],
 ) -> tuple[int, State, dict[int, str]]:
   """Trains until the last epoch, or until no member is active.
 
@@ -136,6 +141,7 @@ def _train_epochs(
     epoch: number of finished epochs.
     states: the states then.
     unfinished: what is done of the next epoch.
+    explain: (states, epoch, member) -> where the training of a member diverged.
 
   Returns:
     Number of finished epochs, states, and number of a member -> why its training diverged.
@@ -159,7 +165,9 @@ def _train_epochs(
     )
     epoch, unfinished = epoch + 1, None
     seconds = time.perf_counter() - epoch_start
-    values = _describe_epoch(population, epoch, losses_M, assessment_M, active_M, errors_M)
+    measured = (losses_M, assessment_M, active_M, errors_M)
+    explain_member = functools.partial(explain, states, epoch)
+    values = _describe_epoch(population, epoch, *measured, explain_member)
     log.write(
       {"epoch": epoch, "active": active_M, "errors": dict(errors_M)}
       | {**values, "seconds": seconds}
@@ -240,10 +248,12 @@ def _describe_epoch(
   assessment_M: Assessment,
   active_M: Sequence[bool],
   errors_M: dict[int, str],
+  explain: Callable[[int], str],
 ) -> dict[str, Any]:
   """Returns an epoch's losses and metrics as lists over members, NaN for inactive ones.
 
-  A member whose numbers are not finite is added to `errors_M`.
+  A member whose numbers are not finite is added to `errors_M`, the first ones with what `explain`
+  returns of them.
   """
   undefined = [math.nan] * len(population.members)
   values: dict[str, Any] = {}
@@ -254,13 +264,43 @@ def _describe_epoch(
     try:
       record = records.describe_epoch(epoch, losses, assessment, config, population.tasks)
     except UserError as error:
-      errors_M[int(m)] = str(error)
+      where = ""
+      if isinstance(error, records.DivergedError) and len(errors_M) < _EXPLAINED:
+        where = explain(int(m))
+      errors_M[int(m)] = f"{error}{where}"
       continue
     for line in record.pop("warnings", {}).get("gates", []):
       warnings.setdefault(int(m), []).append(line)
     for name, value in record.items():
       values.setdefault(name, list(undefined))[m] = value
   return values | ({"warnings": warnings} if warnings else {})
+
+
+def _explain(
+  population: Population,
+  schema: data.Schema,
+  splits: Splits,
+  checkpoints: checkpoint.Checkpoints,
+  states: State,
+  epoch: int,
+  member: int,
+) -> str:
+  """Returns where the training of a member diverged, from a run of its own since the last save."""
+  settings = {**population.members[member], "train.devices": 1}
+  config = override(population.config, settings)
+  run = compile_run(config, schema, splits[member % len(splits)]["train"])
+  checkpoints.wait()
+  like = population.placement.unshard(states)
+  unfinished = saving.restore_unfinished(checkpoints, like, population.segments)
+  restored = checkpoints.restore_state(like, like.best.variables) if unfinished is None else None
+  state, done, steps = run.state, 0, 0
+  if unfinished is not None:
+    saved, done, steps = unfinished.state, unfinished.epoch, unfinished.steps
+  elif restored is not None:
+    saved, done = restored.item, restored.epoch
+  if done or steps:
+    state = run.devices.replicate(jax.tree.map(lambda a: np.asarray(a)[member], saved))
+  return divergence.describe(divergence.find_fault(run, state, done, steps, epoch), done or None)
 
 
 def _save(

@@ -35,14 +35,16 @@ def describe_epoch(
     tasks: names of the tasks.
 
   Raises:
-    DivergedError: for a loss, an output or a parameter that is not finite.
+    DivergedError: for a loss, an output or a state that is not finite.
     UserError: for an undefined selection metric.
   """
   losses_T = mean_losses(losses, epoch, tasks)
   values, reasons = evaluate.explain_undefined(assessment.metrics)
   _require_selectable(reasons, config.select, tasks, epoch)
   if not assessment.is_finite:
-    raise DivergedError(f"parameters are not finite after epoch {epoch}; {_REMEDY}")
+    raise DivergedError(
+      f"parameters or the optimizer's state are not finite after epoch {epoch}; {_REMEDY}"
+    )
   weights_T = task_weights(config.loss.task_weights, len(tasks))
   record: dict[str, Any] = {"loss": float(losses_T @ weights_T)}
   for task, loss, weight in zip(tasks, losses_T, assessment.task_weights_T, strict=True):
