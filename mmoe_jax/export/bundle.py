@@ -62,7 +62,8 @@ def export(predictor: Predictor, out: str, formats: Sequence[str]) -> None:
     info = _describe(predictor, formats)
     readme = _format_readme(os.path.basename(os.path.abspath(out)), info, _fullest(rows))
     write_atomically(os.path.join(folder, "README.md"), readme)
-    write_json(os.path.join(folder, "model.json"), info | {"files": _digest_files(folder)})
+    info |= {"files": _digest_files(folder)}
+    write_json(os.path.join(folder, "model.json"), digests.seal(info))
     os.chmod(folder, 0o755)
     os.rename(folder, out)
   except BaseException:

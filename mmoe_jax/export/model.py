@@ -24,6 +24,13 @@ import numpy as np
 # Format -> the package that runs it, and its file or folder.
 FORMATS = {"stablehlo": "jax", "onnx": "onnxruntime", "savedmodel": "tensorflow"}
 FILES = {"stablehlo": "model.stablehlo", "onnx": "model.onnx", "savedmodel": "savedmodel/"}
+# Files of a format that must have a digest.
+_FILES_OF = {
+  "stablehlo": ("model.stablehlo", "weights.npz"),
+  "onnx": ("model.onnx",),
+  "savedmodel": ("savedmodel/saved_model.pb",),
+}
+SEAL = "sha256"  # Key of the digest of the other entries of `model.json`; older exports have none.
 TOLERANCE = 1e-5  # Largest accepted difference of scores, relative to those above 1.
 
 
@@ -139,11 +146,39 @@ def read_info(folder):
   try:
     with open(path, encoding="utf-8") as file:
       info = json.load(file)
-    if not {"formats", "scores", "files"} <= info.keys():
-      raise ValueError("keys are missing")
-  except (OSError, ValueError, AttributeError) as error:
+    fault = _find_fault(info)
+    if fault:
+      raise ValueError(fault)
+  except (OSError, ValueError, RecursionError) as error:
     raise ValueError(f"{folder}: is no export: {path}: {error}") from error
   return info
+
+
+def _find_fault(info):
+  """Returns why a content of `model.json` cannot be that of an export; empty if it can."""
+  if not isinstance(info, dict) or not {"formats", "scores", "columns", "files"} <= info.keys():
+    return "keys are missing"
+  entries = {key: value for key, value in info.items() if key != SEAL}
+  text = json.dumps(entries, sort_keys=True, separators=(",", ":"))
+  if info.get(SEAL, "") not in ("", hashlib.sha256(text.encode()).hexdigest()):
+    return "changed since it was exported"
+  for key in ("formats", "scores", "columns"):
+    values = info[key]
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+      return f"{key} must be a list of texts"
+  formats, files = info["formats"], info["files"]
+  if not formats or not info["scores"] or not set(formats) <= FORMATS.keys():
+    return f"must have scores, and formats of {', '.join(FORMATS)}"
+  if not isinstance(files, dict) or not all(isinstance(value, str) for value in files.values()):
+    return "files must have the digest of each file"
+  # A file that has no digest could be any other program.
+  needed = {"encoder.py", "schema.json", "golden.json", "golden.npz"}
+  needed |= {name for each in formats for name in _FILES_OF[each]}
+  if not needed <= files.keys():
+    return f"has no digest of {', '.join(sorted(needed - files.keys()))}"
+  if any(os.path.isabs(name) or ".." in name.split("/") for name in files):
+    return "names a file outside of the folder"
+  return ""
 
 
 def _check_files(folder, info):

@@ -6,7 +6,7 @@ import json
 import os
 import random
 import signal
-import zipfile
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -122,7 +122,7 @@ def limited(seconds: float = _SECONDS) -> Iterator[None]:
 
   before = signal.signal(signal.SIGALRM, stop)
   signal.setitimer(signal.ITIMER_REAL, seconds)
-  faulthandler.dump_traceback_later(3 * seconds, exit=True)
+  faulthandler.dump_traceback_later(3 * seconds, exit=True, file=sys.__stderr__)
   try:
     yield
   finally:
@@ -150,10 +150,3 @@ def assert_is_for_people(error: Exception) -> None:
   assert text
   assert "Traceback" not in text
   assert "object at 0x" not in text
-
-
-def zip_of(files: dict[str, bytes], path: str) -> str:
-  with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-    for name, content in files.items():
-      file.writestr(name, content)
-  return path
