@@ -13,6 +13,7 @@ import pytest
 
 from configs import smoke
 from mmoe_jax import parallel
+from mmoe_jax.config import override
 from mmoe_jax.errors import UserError
 from mmoe_jax.parallel import heartbeat, hosts, programs
 from mmoe_jax.training import loop
@@ -159,6 +160,20 @@ def test_an_unused_accelerator_gives_a_warning(monkeypatch, capsys, tmp_path):
 
 def test_devices_are_described_by_number_and_kind():
   assert parallel.describe_devices(jax.devices()[:3]) == "3 x cpu"
+
+
+@pytest.mark.slow
+def test_two_hosts_that_stream_equal_one(prepared, tmp_path):
+  config = host_config(prepared, "sgd")
+  settings = {"train.memory_gib": 1e-4, "train.batch_size": 64}
+  one = override(config, settings)
+  one = loop.train_and_evaluate(one, str(tmp_path / "one"))
+  train_on_two_hosts(config, tmp_path / "two", 2, **settings)
+  two = json.loads((tmp_path / "two" / "results.json").read_text())
+  assert two["notes"]["train"] == one["notes"]["train"]
+  for split in ("train", "validation", "test"):
+    for name, value in one[split].items():
+      assert two[split][name] == pytest.approx(value, abs=1e-4), name
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from mmoe_jax.data.schema import (
 )
 from mmoe_jax.data.selection import NUMERIC_FORMS, add_crosses, select
 from mmoe_jax.data.shards import Shards, shard_names
+from mmoe_jax.data.share import WHOLE, Share
 from mmoe_jax.data.storage import (
   FORMAT_VERSION,
   restore_schema,
@@ -36,12 +37,14 @@ __all__ = [
   "TIME_PARTS",
   "TRANSFORMS",
   "UNKNOWN",
+  "WHOLE",
   "EncodedRows",
   "Encoder",
   "IdFeature",
   "NumericFeature",
   "Schema",
   "Shards",
+  "Share",
   "Slice",
   "Split",
   "StoredSplit",

@@ -16,6 +16,7 @@ from mmoe_jax.data.encoding import cross_ids, id_dtype, stack
 from mmoe_jax.data.features import to_features
 from mmoe_jax.data.schema import EncodedRows, Schema, Split
 from mmoe_jax.data.selection import add_crosses, crosses_of, select
+from mmoe_jax.data.share import WHOLE, Share
 from mmoe_jax.data.storage import restore_schema
 from mmoe_jax.errors import UserError, require
 
@@ -53,9 +54,10 @@ class StoredSplit:
     """Number of rows N."""
     return len(self._stored)
 
-  def id_chunks(self) -> Iterator[np.ndarray]:
-    """Yields the ids of all rows in chunks, in the order of the schema's features."""
-    for chunk in shards.chunks([(0, len(self))]):
+  def id_chunks(self, share: Share = WHOLE) -> Iterator[np.ndarray]:
+    """Yields the ids of a host's share of rows in chunks, in the order of the features."""
+    ranges = (own for _, own in share.rows(len(self), shards.CHUNK))
+    for chunk in ([own] for own in ranges if own[0] < own[1]):
       yield _columns_of_ids(self._stored.read("ids", chunk), self._full, self._uncrossed)
 
   def read(self, ranges: Sequence[tuple[int, int]]) -> Split:
@@ -97,6 +99,7 @@ def load(
   exclude: Sequence[str] = (),
   crosses: Sequence[str] = (),
   budget: float = math.inf,
+  share: Share = WHOLE,
 ) -> tuple[Schema, dict[str, Split | StoredSplit]]:
   """Loads prepared data for one run.
 
@@ -108,6 +111,7 @@ def load(
     exclude: see selection.select.
     crosses: crossed features to add, see selection.add_crosses.
     budget: bytes that train rows may take in memory; beyond it they stay on disk.
+    share: share of the files that this host reads, of several that load the same data.
 
   Returns:
     The schema of the run and its splits, by the names in SPLITS.
@@ -121,16 +125,16 @@ def load(
   schema = select(full, tasks, protocol, numeric, exclude)
   stored = {name: shards.Shards(directory, name, full) for name in SPLITS}
   for split in stored.values():
-    split.validate()
+    split.validate(share)
   pairs = crosses_of(schema, crosses)
   train = StoredSplit(stored["train"], full, schema)
   is_streamed = len(train) * train.row_bytes > budget
   resident = [name for name in SPLITS if name != "train" or not is_streamed]
-  encoded = {name: _take(_read_all(stored[name]), full, schema) for name in resident}
+  encoded = {name: _take(_read_all(stored[name], share), full, schema) for name in resident}
   if pairs:
     uncrossed = schema
-    train_ids = train.id_chunks() if is_streamed else [encoded["train"].ids]
-    schema = add_crosses(uncrossed, pairs, train_ids)
+    train_ids = train.id_chunks(share) if is_streamed else [encoded["train"].ids]
+    schema = add_crosses(uncrossed, pairs, train_ids, share if is_streamed else WHOLE)
     train = train.with_crosses(schema)
     encoded = {name: _append_crosses(rows, uncrossed, schema) for name, rows in encoded.items()}
   require(
@@ -143,8 +147,12 @@ def load(
   return schema, splits
 
 
-def verify(directory: str) -> str:
+def verify(directory: str, share: Share = WHOLE) -> str:
   """Verifies the files of prepared data that `load` reads; see manifest.verify.
+
+  Args:
+    directory: output folder of data preparation.
+    share: share of the files that this host verifies.
 
   Returns:
     A digest that identifies the data.
@@ -161,7 +169,7 @@ def verify(directory: str) -> str:
   names = [f"{folder}/{field}.npy" for folder in folders for field in fields]
   if os.path.exists(os.path.join(directory, *folders[0].split("/"), "slices.npy")):
     names += [f"{folder}/slices.npy" for folder in folders]
-  return manifest.verify(directory, [SCHEMA_FILE, *names])
+  return manifest.verify(directory, [SCHEMA_FILE, *names], share)
 
 
 def _require_prepared(directory: str) -> None:
@@ -177,8 +185,8 @@ def memory_budget(memory_gib: float) -> float:
   return memory_gib * 2**30 or math.inf
 
 
-def _read_all(stored: shards.Shards) -> EncodedRows:
-  return EncodedRows(**{field: stored.whole(field) for field in shards.FIELDS})
+def _read_all(stored: shards.Shards, share: Share) -> EncodedRows:
+  return EncodedRows(**{field: stored.gathered(field, share) for field in shards.FIELDS})
 
 
 def _by_name(schema: Schema, slices: np.ndarray) -> dict[str, np.ndarray]:

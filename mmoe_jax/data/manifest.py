@@ -5,7 +5,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from mmoe_jax import digests
+from mmoe_jax.data.share import WHOLE, Share
 from mmoe_jax.errors import require
 from mmoe_jax.files import write_json
 
@@ -27,14 +30,17 @@ def write_manifest(directory: str) -> None:
   write_json(os.path.join(directory, MANIFEST), digests.seal({"files": files}))
 
 
-def verify(directory: str, needed: list[str]) -> str:
+def verify(directory: str, needed: list[str], share: Share = WHOLE) -> str:
   """Verifies the files that a run reads; each is read once, at the speed of SHA-256.
+
+  Of several hosts, each verifies its share of the files.
 
   Data that was prepared before there were manifests is accepted, with a warning.
 
   Args:
     directory: folder of prepared data.
     needed: paths in the folder, with `/`.
+    share: part of the files to verify here.
 
   Returns:
     A digest of these files, which identifies the data: a run resumes on the same data only.
@@ -51,18 +57,21 @@ def verify(directory: str, needed: list[str]) -> str:
       "older version, or the file was removed",
       file=sys.stderr,
     )
-  found = {}
-  for name in needed:
+  found = np.zeros((len(needed), 32), np.uint8)
+  for number in range(share.index, len(needed), share.count):
+    name = needed[number]
     file = os.path.join(directory, *name.split("/"))
     require(os.path.isfile(file), f"{file}: is missing; prepare the data again")
-    found[name] = digests.of_file(file)
+    digest = digests.of_file(file)
+    found[number] = np.frombuffer(bytes.fromhex(digest), np.uint8)
     if manifest is not None:
       require(name in manifest, f"{path}: does not list {name}; prepare the data again")
       require(
-        manifest[name]["sha256"] == found[name],
+        manifest[name]["sha256"] == digest,
         f"{file}: changed or damaged since the data was prepared; prepare the data again",
       )
-  return digests.of_json(found)
+  of_all = share.gather(found).reshape(share.count, *found.shape).max(0)
+  return digests.of_json({name: of_all[i].tobytes().hex() for i, name in enumerate(needed)})
 
 
 def _read(path: str) -> Mapping[str, Any]:

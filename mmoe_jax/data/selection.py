@@ -7,6 +7,7 @@ import numpy as np
 
 from mmoe_jax.data.encoding import pair_numbers
 from mmoe_jax.data.schema import TIME_PARTS, IdFeature, Schema
+from mmoe_jax.data.share import WHOLE, Share
 from mmoe_jax.errors import require, require_known
 
 # Form of the continuous columns -> kinds of id features that it takes, besides categories.
@@ -115,7 +116,10 @@ def crosses_of(schema: Schema, crosses: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def add_crosses(
-  schema: Schema, pairs: Sequence[tuple[str, str]], train_ids: Iterable[np.ndarray]
+  schema: Schema,
+  pairs: Sequence[tuple[str, str]],
+  train_ids: Iterable[np.ndarray],
+  share: Share = WHOLE,
 ) -> Schema:
   """Returns the schema with crossed features `a#b`, whose vocabularies are the pairs in train rows.
 
@@ -123,6 +127,7 @@ def add_crosses(
     schema: the schema.
     pairs: names of the crossed features, see crosses_of.
     train_ids: the ids of the train rows, in chunks (N, F) in the schema's order.
+    share: the host's share of the train rows that `train_ids` are.
   """
   found = [np.zeros(0, np.int64)] * len(pairs)
   for ids in train_ids:
@@ -131,8 +136,19 @@ def add_crosses(
       np.union1d(numbers, pair_numbers(schema, pair, by_name))
       for numbers, pair in zip(found, pairs, strict=True)
     ]
+  found = [_union_over_hosts(numbers, share) for numbers in found]
   added = [
     IdFeature("#".join(pair), "cross", pair, tuple(numbers.tolist()))
     for pair, numbers in zip(pairs, found, strict=True)
   ]
   return dataclasses.replace(schema, id_features=schema.id_features + tuple(added))
+
+
+def _union_over_hosts(numbers: np.ndarray, share: Share) -> np.ndarray:
+  """Returns the distinct numbers of all hosts, ascending, from those of each."""
+  longest = int(share.gather(np.array([len(numbers)])).max())
+  # Filled up with a number of the host; one that has none passes on a negative one.
+  padded = np.full(longest, numbers[0] if len(numbers) else -1)
+  padded[: len(numbers)] = numbers
+  found = np.unique(share.gather(padded))
+  return found[found >= 0]

@@ -11,6 +11,7 @@ import numpy as np
 
 from mmoe_jax.data.conditions import evaluate, parse_condition
 from mmoe_jax.data.schema import Schema, Task
+from mmoe_jax.data.share import WHOLE, Share
 from mmoe_jax.errors import UserError, require
 
 FIELDS = ("ids", "numbers", "labels", "weights", "slices")
@@ -71,11 +72,11 @@ class Shards:
     """Number of rows N."""
     return int(self._ends[-1])
 
-  def validate(self) -> None:
-    """Raises UserError unless all values are possible under the schema."""
+  def validate(self, share: Share = WHOLE) -> None:
+    """Raises UserError unless all values, of this host's share, are possible under the schema."""
     for folder in self._folders:
       require(
-        _fits_schema(folder, list(self._kinds), self._schema),
+        _fits_schema(folder, list(self._kinds), self._schema, share),
         f"{folder}: arrays do not fit {_SCHEMA_FILE}; prepare the data again",
       )
 
@@ -85,6 +86,20 @@ class Shards:
       return self._slices(self.whole("numbers"))
     arrays = [open_array(folder, field) for folder in self._folders]
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+  def gathered(self, field: str, share: Share) -> np.ndarray:
+    """Returns an array of all rows, of which each host reads its share from the files."""
+    if share.count == 1:
+      return self.whole(field)
+    if field not in self._kinds:
+      return self._slices(self.gathered("numbers", share))
+    at_a_time = min(CHUNK, math.ceil(len(self) / share.count))
+    parts = []
+    for (start, end), own in share.rows(len(self), at_a_time):
+      read = self.read(field, [own])
+      filler = np.zeros((at_a_time - len(read), *read.shape[1:]), read.dtype)
+      parts.append(share.gather(np.concatenate([read, filler]))[: end - start])
+    return np.concatenate(parts)
 
   def read(self, field: str, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
     """Reads the rows of ranges [start, end) of an array, one range after another."""
@@ -219,7 +234,7 @@ def open_array(directory: str, field: str) -> np.ndarray:
   return array
 
 
-def _fits_schema(folder: str, fields: Sequence[str], schema: Schema) -> bool:
+def _fits_schema(folder: str, fields: Sequence[str], schema: Schema, share: Share) -> bool:
   """Returns whether widths, ids, numbers, labels and weights are possible under the schema."""
   sizes = np.array([f.size for f in schema.id_features for _ in range(f.length)])
   widths = {"ids": len(sizes), "numbers": len(schema.numeric), "labels": len(schema.tasks)}
@@ -228,9 +243,11 @@ def _fits_schema(folder: str, fields: Sequence[str], schema: Schema) -> bool:
     return False
   least = np.array([n.least for n in schema.numeric])
   has_missing = np.array([n.has_missing for n in schema.numeric], bool)
-  for start in range(0, len(open_array(folder, "ids")), CHUNK):
+  for _, (start, end) in share.rows(len(open_array(folder, "ids")), CHUNK):
+    if start == end:
+      continue
     # Opened for each chunk, so that its pages do not stay in this process's memory.
-    chunk = {field: open_array(folder, field)[start : start + CHUNK] for field in fields}
+    chunk = {field: open_array(folder, field)[start:end] for field in fields}
     labels_fit = all(
       _labels_fit(chunk["labels"][:, t], task) for t, task in enumerate(schema.tasks)
     )

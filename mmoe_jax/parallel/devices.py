@@ -1,5 +1,6 @@
 """Devices of a run: they share each batch (`jax.pmap`), and maybe tables (`jax.shard_map`)."""
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -54,6 +55,44 @@ class Devices:
       return jax.device_put(a, where)
 
     return jax.tree.map(put, tree)
+
+  def local_ranges(self, rows: int) -> list[tuple[int, int]]:
+    """Returns the ranges [start, end) of that many rows that this host reads, for `gather`."""
+    if jax.process_count() == 1:
+      return [(0, rows)]
+    share = math.ceil(rows / self.count)
+    here = jax.process_index()
+    numbers = [i for i, device in enumerate(self.devices) if device.process_index == here]
+    return [(min(rows, i * share), min(rows, (i + 1) * share)) for i in numbers]
+
+  def gather(self, tree: Any, rows: int) -> Any:
+    """Places arrays of that many rows on every device, from each host's rows.
+
+    All hosts must call it in the same order.
+
+    Args:
+      tree: arrays of the rows in `local_ranges`, one range after another.
+      rows: number of rows of all hosts.
+    """
+    if jax.process_count() == 1:
+      return self.replicate(tree)
+    share, ranges = math.ceil(rows / self.count), self.local_ranges(rows)
+    where = NamedSharding(self._mesh, PartitionSpec(AXIS))
+    local = [device for device in self.devices if device.process_index == jax.process_index()]
+
+    def shard(a: np.ndarray) -> jax.Array:
+      parts, start = [], 0
+      for device, (first, end) in zip(local, ranges, strict=True):
+        part = np.zeros((share, *a.shape[1:]), a.dtype)
+        part[: end - first] = a[start : start + end - first]
+        parts.append(jax.device_put(part, device))
+        start += end - first
+      shape = (share * self.count, *a.shape[1:])
+      return jax.make_array_from_single_device_arrays(shape, where, parts)
+
+    everywhere = NamedSharding(self._mesh, PartitionSpec())
+    first_rows = jax.jit(lambda t: jax.tree.map(lambda a: a[:rows], t), out_shardings=everywhere)
+    return first_rows(jax.tree.map(shard, tree))
 
   def init(self, init: Callable[..., Any], spec: Any, *arguments: Any) -> Any:
     """Returns the results of `init`, on every device or sharded.

@@ -170,9 +170,32 @@ def is_first_host() -> bool:
   return jax.process_index() == 0
 
 
+def host_index() -> int:
+  """Returns the number of this process in the job."""
+  return jax.process_index()
+
+
+def host_count() -> int:
+  """Returns the number of processes of the job."""
+  return jax.process_count()
+
+
 def has_several_hosts() -> bool:
   """Returns whether the job has more than this process."""
   return jax.process_count() > 1
+
+
+def gather_rows(array: np.ndarray) -> np.ndarray:
+  """Returns the rows of an array of each host, first those of host 0.
+
+  All hosts must call it, with arrays of one shape and type.
+  """
+  if jax.process_count() == 1:
+    return array
+  rows = np.ascontiguousarray(array).reshape(len(array), -1)
+  # Bytes, because JAX shortens numbers of 64 bits.
+  found = multihost_utils.process_allgather(rows.view(np.uint8), tiled=True)
+  return np.asarray(found).view(array.dtype).reshape(-1, *array.shape[1:])
 
 
 def max_over_hosts(numbers: np.ndarray) -> np.ndarray:

@@ -68,6 +68,15 @@ class Members:
     """Places arrays that all members use on every device."""
     return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
 
+  def local_ranges(self, rows: int) -> list[tuple[int, int]]:
+    """Returns the ranges of that many rows that this host reads: all, for any of its members."""
+    return [(0, rows)]
+
+  def gather(self, tree: Any, rows: int) -> Any:
+    """Places arrays of that many rows, which `local_ranges` names, on every device."""
+    del rows
+    return self.replicate(tree)
+
   def init(self, init: Callable[..., Any], arguments: Iterable[tuple]) -> Any:
     """Returns the results of `init` for each member's arguments, sharded.
 

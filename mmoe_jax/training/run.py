@@ -108,7 +108,7 @@ def compile_run(config: Any, schema: data.Schema, split: data.Split | data.Store
   program_for = _make_programs(learner, devices, place_number, spec)
   # The last block and segment may be shorter. Places of lists depend on the epoch.
   sizes = dict.fromkeys((rows.block_rows[s.block], s.steps) for s in segments)
-  for count, steps in () if lists else sizes:
+  for count, steps in () if lists or not shapes else sizes:
     program_for(state, shapes[count], key, steps, ())
   best_of = parallel.jit(lambda *arguments: _best_of(learner, *arguments))
 

@@ -71,14 +71,16 @@ class Streamed:
 
   An epoch reads strips of STRIP rows in random order, R rows per block, and shuffles each block's
   rows on the device: rows mix only within a block. All blocks consist of full
-  batches; the last one holds the remaining rows.
+  batches; the last one holds the remaining rows. Of several hosts, each reads its share of every
+  block, and the devices exchange the shares: order and batches do not depend on the hosts.
 
   Attributes:
     count: number of train rows N.
     steps: number of steps per epoch.
     block_rows: number of rows of each block.
     sample: R rows, drawn like a block, on which metrics of the train split are measured.
-    shapes: the shapes that `blocks` yields: of full blocks and of the last one.
+    shapes: the shapes that `blocks` yields: of full blocks and of the last one; none for several
+      hosts, because pmap takes no shapes there.
   """
 
   def __init__(
@@ -86,16 +88,13 @@ class Streamed:
     split: data.StoredSplit,
     schema: data.Schema,
     config: Any,
-    devices: parallel.Devices,
+    devices: parallel.Devices | parallel.Members,
   ):
     """Chooses R, the most full batches of which _HELD blocks fit config.train.memory_gib.
 
     Raises:
-      UserError: if not even blocks of one batch fit, or with several hosts.
+      UserError: if not even blocks of one batch fit.
     """
-    require(
-      jax.process_count() == 1, "config.train.memory_gib: streaming works on a single host only"
-    )
     batch_size = config.train.batch_size
     budget = data.memory_budget(config.train.memory_gib)
     fitting = int(budget // (_HELD * split.row_bytes * batch_size))
@@ -112,12 +111,16 @@ class Streamed:
     self._bounds = [*range(0, self.count, block_rows), self.count]
     self.block_rows = [end - start for start, end in itertools.pairwise(self._bounds)]
     self._split, self._schema, self._config, self._devices = split, schema, config, devices
-    self.sample = self._read(self._strip_order(0), 0)
-    full = _shape_of(devices.replicate(make_batch(self.sample, config)))
-    self.shapes = [
-      jax.tree.map(lambda a, n=n: a.update(shape=(n, *a.shape[1:])), full)
-      for n in set(self.block_rows)
-    ]
+    self._exchanges = devices.local_ranges(block_rows) != [(0, block_rows)]
+    sample = self._read(self._strip_order(0), 0)
+    self.sample = self._gather_sample(sample) if self._exchanges else sample
+    self.shapes = []
+    if not self._exchanges:
+      full = _shape_of(devices.replicate(make_batch(self.sample, config)))
+      self.shapes = [
+        jax.tree.map(lambda a, n=n: a.update(shape=(n, *a.shape[1:])), full)
+        for n in set(self.block_rows)
+      ]
 
   def blocks(self, epoch: int, first: int = 0) -> Iterator[tuple[tuple[int, ...], Batch]]:
     """Yields the blocks of an epoch from block `first`: numbers as in Resident, and the rows."""
@@ -129,6 +132,8 @@ class Streamed:
         rows = ahead.result()
         if block + 1 < count:
           ahead = reader.submit(self._place, order, block + 1)
+        if self._exchanges:  # Not in the thread: all hosts must have the same order of exchanges.
+          rows = self._devices.gather(rows, self.block_rows[block])
         yield (block,), rows
 
   def _strip_order(self, epoch: int) -> np.ndarray:
@@ -142,13 +147,23 @@ class Streamed:
     return np.random.default_rng([self._config.seed, epoch]).permutation(strips)
 
   def _place(self, order: np.ndarray, block: int) -> Batch:
+    """Returns a block on the devices; if hosts exchange rows, this host's share in memory."""
     split = self._read(order, block)
     checks.check_labels(self._config, self._schema, split.labels)
-    return self._devices.replicate(make_batch(split, self._config))
+    batch = make_batch(split, self._config)
+    return batch if self._exchanges else self._devices.replicate(batch)
 
   def _read(self, order: np.ndarray, block: int) -> data.Split:
+    """Reads a block, or this host's share of it."""
     start, end = self._bounds[block : block + 2]
-    return self._split.read(list(_ranges(order, self.count, start, end)))
+    parts = self._devices.local_ranges(end - start)
+    ranges = (_ranges(order, self.count, start + first, start + last) for first, last in parts)
+    return self._split.read(list(itertools.chain.from_iterable(ranges)))
+
+  def _gather_sample(self, split: data.Split) -> data.Split:
+    """Returns the sample of all hosts in the memory of each, from their shares."""
+    whole = self._devices.gather(vars(split), self.block_rows[0])
+    return data.Split(**jax.device_get(whole))
 
 
 def load(config: Any) -> tuple[str, data.Schema, dict[str, data.Split | data.StoredSplit]]:
@@ -157,9 +172,10 @@ def load(config: Any) -> tuple[str, data.Schema, dict[str, data.Split | data.Sto
   Returns:
     The digest of its manifest, the schema of the run, and the splits.
   """
-  digest = data.verify(config.data_dir)
+  share = data.Share(parallel.host_index(), parallel.host_count(), parallel.gather_rows)
+  digest = data.verify(config.data_dir, share)
   budget = data.memory_budget(config.train.memory_gib)
-  return digest, *data.load(config.data_dir, **config.data, budget=budget)
+  return digest, *data.load(config.data_dir, **config.data, budget=budget, share=share)
 
 
 def create_train_rows(

@@ -127,6 +127,36 @@ def test_an_epoch_has_every_row_once(config, schema, stored, whole, block, devic
   assert not np.array_equal(orders[0], orders[1])
 
 
+class HalfOfDevices(parallel.Devices):
+  """Devices of which this host has one half, as `parallel.Devices` of two hosts."""
+
+  def __init__(self, half):
+    super().__init__(1)
+    self.half = half
+
+  def local_ranges(self, rows):
+    middle = -(-rows // 2)
+    return [(0, middle), (middle, rows)][self.half : self.half + 1]
+
+  def gather(self, tree, rows):
+    return tree
+
+
+def test_hosts_read_their_shares_of_the_blocks_of_one(config, schema, stored):
+  config.train.memory_gib = budget_for(300, stored)
+  config.train.batch_size = 64
+  alone = train_rows.create_train_rows(stored, schema, config, parallel.Devices(1))
+  halves = [
+    train_rows.create_train_rows(stored, schema, config, HalfOfDevices(half)) for half in range(2)
+  ]
+  sample = np.concatenate([rows_of(half.sample) for half in halves])
+  np.testing.assert_array_equal(sample, rows_of(alone.sample))
+  for expected, *shares in zip(*(rows.blocks(1, 2) for rows in (alone, *halves)), strict=True):
+    assert [number for number, _ in shares] == [expected[0]] * 2
+    rows = np.concatenate([table(*batch) for _, batch in shares])
+    np.testing.assert_array_equal(rows, table(*expected[1]))
+
+
 def test_steps_of_streamed_rows_are_those_of_resident_rows(config, schema, stored, monkeypatch):
   # 6,401 rows in blocks of 10 batches of 64: 101 steps, not 110.
   monkeypatch.setattr(data.StoredSplit, "__len__", lambda self: 6401)
