@@ -10,10 +10,11 @@ import jax
 
 
 def describe_machine() -> dict[str, Any]:
-  """Returns cores, processor, device, versions and the command of this process."""
+  """Returns cores, memory, processor, device, versions and the command of this process."""
   device = jax.devices()[0]
   return {
     "cores": len(os.sched_getaffinity(0)),
+    "memory_gib": _memory_gib(),
     "processor": _processor(),
     "platform": device.platform,
     "device": device.device_kind,
@@ -30,6 +31,10 @@ def _processor() -> str:
       if line.startswith("model name"):
         return line.partition(":")[2].strip()
   return platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float:
+  return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
 
 
 def _command() -> list[str]:
