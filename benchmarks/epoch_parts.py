@@ -4,7 +4,8 @@
 
 Each program scans over the batches of an epoch on one device, and adds one part to the program
 before it. The lower bound is arithmetic: the matrix products of a forward and a backward pass, at
-the measured speed of the model's largest product. Writes --out, and the same as Markdown.
+the measured speed of the model's largest product. Writes --out, and the same as Markdown, and with
+--results the result file epoch_parts.json.
 """
 
 import functools
@@ -20,6 +21,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
+from benchmarks import records
 from benchmarks.machine import describe_machine
 from mmoe_jax import cache, commands, data, models, parallel
 from mmoe_jax.errors import require
@@ -224,7 +226,7 @@ def main(argv: list[str]) -> None:
   rows, shapes = len(splits["train"]), kernels(config, schema)
   largest = max(shapes, key=math.prod)
   inputs, units = largest[-2], math.prod(largest) // largest[-2]
-  found = {}
+  found, measured = {}, []
   for batch_size in sizes:
     config.train.batch_size = batch_size
     cases = {name: (*pair, batch) for name, pair in programs(config, schema, rows).items()}
@@ -232,9 +234,19 @@ def main(argv: list[str]) -> None:
     w_DxH = jax.random.normal(jax.random.key(0), (inputs, units)) / (inputs**0.5 + units**0.5)
     cases["products"] = (product_chain, jnp.ones((batch_size, inputs)), {"w": w_DxH})
     seconds = measure(cases, _ROUNDS.value)
+    measured += [
+      {"batch_size": batch_size, "program": name, "seconds": each} for name, each in seconds.items()
+    ]
     products = (seconds.pop("products"), 2 * PRODUCTS * 2 * batch_size * inputs * units)
     steps = steps_per_epoch(config, rows)
     found[batch_size] = summarise(seconds, shapes, rows, steps, products)
+  records.write(
+    _RESULTS.value,
+    "epoch_parts",
+    measured,
+    settings={"config": flags.FLAGS["config"].config_filename, "rows": rows}
+    | {"operations_per_row": operations(shapes), "kernel": [inputs, units], "pairs": PRODUCTS},
+  )
   machine = describe_machine()
   write_json(_OUT.value, {"machine": machine, "batches": found})
   text = markdown(found, machine)
@@ -249,4 +261,5 @@ if __name__ == "__main__":
   _BATCHES = flags.DEFINE_list("batches", ["1024", "4096"], "Rows per step.")
   _ROUNDS = flags.DEFINE_integer("rounds", 5, "Epochs of each program that are timed.")
   _OUT = flags.DEFINE_string("out", None, "JSON file to write.", required=True)
+  _RESULTS = flags.DEFINE_string("results", None, "Folder of result files to write to.")
   commands.run(main)

@@ -4,7 +4,8 @@
 
 Four features of 1,000 ids and a list of which a row has a geometric number of values, embeddings of
 16 and the MMoE of configs/census.py. Tables are updated by rows (row-wise Adagrad) or densely
-(Adam); the list has a million and 20,000 ids. Writes table.json and table.md.
+(Adam); the list has a million and 20,000 ids. Writes table.json and table.md,
+and with --results the result file lists.json.
 """
 
 import functools
@@ -17,6 +18,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from benchmarks import records
 from benchmarks.machine import describe_machine
 from configs import census
 from mmoe_jax import cache, commands, data
@@ -87,7 +89,9 @@ def measure(length: int, mean: float, updates: str, rows: int, rounds: int) -> d
         rates[name].append(rows / (time.perf_counter() - start))
   ratios = np.divide(rates["packed"], rates["padded"])
   medians = {name: float(np.median(values)) for name, values in rates.items()}
-  return {"length": length, "updates": updates, **medians, "ratio": float(np.median(ratios))}
+  return {"length": length, "updates": updates, **medians, "ratio": float(np.median(ratios))} | {
+    f"{name}_rates": values for name, values in rates.items()
+  }
 
 
 _NAMES = ("padded", "packed")
@@ -124,6 +128,8 @@ def main(argv: list[str]) -> None:
     for length in _LENGTHS.value
   ]
   write_json(os.path.join(_OUT.value, "table.json"), {"machine": machine, "points": points})
+  settings = {"mean": _MEAN.value, "rows": _ROWS.value, "rounds": _ROUNDS.value}
+  records.write(_RESULTS.value, "lists", points, settings=settings)
   text = markdown(points, _MEAN.value, machine)
   write_atomically(os.path.join(_OUT.value, "table.md"), text)
   print(text)
@@ -135,4 +141,5 @@ if __name__ == "__main__":
   _ROWS = flags.DEFINE_integer("rows", 65_536, "Rows of an epoch.")
   _ROUNDS = flags.DEFINE_integer("rounds", 7, "Counted epochs of each.")
   _OUT = flags.DEFINE_string("out", None, "Folder for the results.", required=True)
+  _RESULTS = flags.DEFINE_string("results", None, "Folder of result files to write to.")
   commands.run(main)

@@ -2,9 +2,13 @@
 
   python -m benchmarks.peak_memory python -m data_prep.tabular --spec SPEC --input FILES --out DIR
 
+With `--results results --name memory/preparation` before the command it writes a result file, if
+the command succeeds.
+
 Memory is the proportional set size, in which pages that processes share count once (Linux).
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -51,10 +55,22 @@ def measure(command: list[str]) -> tuple[int, float, int]:
 
 def main() -> None:
   """Measures the command on the command line."""
-  if len(sys.argv) < 2:
+  parser = argparse.ArgumentParser(prog="python -m benchmarks.peak_memory")
+  parser.add_argument("--results", help="folder of result files to write to")
+  parser.add_argument("--name", help="name of the result file, such as memory/preparation")
+  parser.add_argument("command", nargs=argparse.REMAINDER, help="command to run")
+  given = parser.parse_args()
+  if not given.command:
     sys.exit("error: give a command, such as: python -m benchmarks.peak_memory sleep 1")
-  status, seconds, peak = measure(sys.argv[1:])
+  if bool(given.results) != bool(given.name):
+    sys.exit("error: give both --results and --name, or neither")
+  status, seconds, peak = measure(given.command)
   print(f"{seconds:.1f} s, peak memory {peak / 2**30:.2f} GiB, status {status}", file=sys.stderr)
+  if given.results and status == 0:
+    from benchmarks import records  # Imports JAX, which is not to be in memory before.
+
+    run = {"command": " ".join(given.command), "seconds": seconds, "peak_bytes": peak}
+    records.write(given.results, given.name, [run])
   sys.exit(status)
 
 

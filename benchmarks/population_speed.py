@@ -3,7 +3,8 @@
   python -m benchmarks.population_speed --members 16 --out runs/population_speed
 
 Both train the same seeds of a config, from start to results.json: the population, then one run per
-seed. Writes `table.json` with the ratio and the largest differences between members and runs.
+seed. Writes `table.json` with the ratio and the largest differences between members and runs, and
+with --results the result file population_speed.json.
 """
 
 import json
@@ -16,6 +17,7 @@ import time
 import numpy as np
 from absl import flags
 
+from benchmarks import records
 from benchmarks.machine import describe_machine
 from mmoe_jax import commands, errors
 from mmoe_jax.data import SPLITS
@@ -67,6 +69,16 @@ def main(argv: list[str]) -> None:
     "largest_difference": differences,
   }
   write_json(os.path.join(_OUT.value, "table.json"), table)
+  rows_per_second = [table["population_rows_per_second"]]
+  rows_per_second += [run["rows_per_second"] for _, run in pairs]
+  measured = [
+    {"process": "run" if i else "population", "seed": i - 1 if i else None, "seconds": seconds}
+    | {"rows_per_second": rate}
+    for i, (seconds, rate) in enumerate(zip([population, *runs], rows_per_second, strict=True))
+  ]
+  settings = {"config": _CONFIG.value, "members": _MEMBERS.value, "overrides": _OVERRIDE.value}
+  settings["largest_difference"] = differences
+  records.write(_RESULTS.value, "population_speed", measured, settings=settings)
   print(
     f"{np.sum(runs):.1f} s as separate runs, {population:.1f} s as a population: "
     f"{table['ratio']:.2f} times faster; largest differences {json.dumps(differences)}"
@@ -78,4 +90,5 @@ if __name__ == "__main__":
   _OVERRIDE = flags.DEFINE_multi_string("override", [], "--config.KEY=VALUE for all.")
   _MEMBERS = flags.DEFINE_integer("members", 16, "Number of seeds, from 0 up.")
   _OUT = flags.DEFINE_string("out", None, "Output folder.", required=True)
+  _RESULTS = flags.DEFINE_string("results", None, "Folder of result files to write to.")
   commands.run(main)

@@ -4,7 +4,7 @@
 
 Each point is a separate process: it compiles, trains one warm-up epoch, then --rounds epochs, and
 reports rows/s (of all members together) and its peak memory. Large sizes train on fewer rows.
-Writes `table.json`, `table.md` and `scaling.png`.
+Writes `table.json`, `table.md` and `scaling.png`, and with --results the result file scaling.json.
 """
 
 import json
@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from benchmarks import plots
+from benchmarks import plots, records
 from benchmarks.machine import describe_machine
 from configs import census
 from mmoe_jax import cache, commands, data, parallel
@@ -205,6 +205,7 @@ def main(argv: list[str]) -> None:
       print(f"{axis} {size}: {points[-1]['median']:,.0f} rows/s", flush=True)
       found = {"machine": machine, "points": points}
       write_json(os.path.join(_OUT.value, "table.json"), found)
+  records.write(_RESULTS.value, "scaling", points, settings={"rounds": _ROUNDS.value})
   text = markdown(points, machine)
   write_atomically(os.path.join(_OUT.value, "table.md"), text)
   plots.scaling(os.path.join(_OUT.value, "scaling.png"), points)
@@ -217,4 +218,5 @@ if __name__ == "__main__":
   _ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed epochs.")
   _DATA_DIR = flags.DEFINE_string("data_dir", "data/census", "Prepared data.")
   _OUT = flags.DEFINE_string("out", None, "Output folder.", required=True)
+  _RESULTS = flags.DEFINE_string("results", None, "Folder of result files to write to.")
   commands.run(main)

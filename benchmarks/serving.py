@@ -13,7 +13,8 @@ cores. --input: raw rows, Parquet. Measures:
   stops      3 signals under load: every accepted request must be answered
   malformed  2,000 wrong bodies: each answered 4xx, and the memory of the server after 500 and all
 
-Writes serving.json and serving.md; fails if a request is lost.
+Writes serving.json and serving.md, and with --results the result file serving.json; fails if a
+request is lost.
 """
 
 import http.client
@@ -32,6 +33,7 @@ import pandas as pd
 import pyarrow as pa
 from absl import flags
 
+from benchmarks import records
 from benchmarks.machine import describe_machine
 from mmoe_jax import commands, data
 from mmoe_jax.errors import require
@@ -299,6 +301,9 @@ def main(argv: list[str]) -> None:
   results["stops"] = [measure_stop(_WORKDIR.value, one[0]) for _ in range(3)]
   os.makedirs(_OUT.value, exist_ok=True)
   write_json(os.path.join(_OUT.value, "serving.json"), results)
+  run = {key: value for key, value in results.items() if key != "machine"}
+  settings = {"clients": _CLIENTS.value, "seconds": _SECONDS.value, "rows": len(rows)}
+  records.write(_RESULTS.value, "serving", [run], settings=settings)
   text = json.dumps(results, indent=2)
   write_atomically(os.path.join(_OUT.value, "serving.md"), f"```json\n{text}\n```\n")
   print(text)
@@ -313,4 +318,5 @@ if __name__ == "__main__":
   _ROWS = flags.DEFINE_integer("rows", 5000, "Rows that are compared.")
   _CLIENTS = flags.DEFINE_integer("clients", 8, "Clients that post one row at a time.")
   _SECONDS = flags.DEFINE_float("seconds", 8.0, "Seconds per measurement.")
+  _RESULTS = flags.DEFINE_string("results", None, "Folder of result files to write to.")
   commands.run(main)

@@ -4,7 +4,8 @@
 
 Writes the prepared train rows --copies times to --out, trains one epoch in a separate process with
 the budget and one without, in interleaved rounds, and reports rows/s and peak memory of each.
-Writes `table.json`; the copies are removed at the end.
+Writes `table.json`, and with --results the result file streaming.json; the copies are removed at
+the end.
 """
 
 import os
@@ -15,6 +16,7 @@ import sys
 import numpy as np
 from absl import flags
 
+from benchmarks import records
 from benchmarks.machine import describe_machine
 from mmoe_jax import commands
 from mmoe_jax.errors import require
@@ -81,6 +83,14 @@ def main(argv: list[str]) -> None:
     "ratio": float(np.median(rate["streamed"] / rate["resident"])),
   }
   write_json(os.path.join(_OUT.value, "table.json"), table)
+  runs = [
+    {"rows_are": name, "round": number, "rows_per_second": f["rows_per_second"]}
+    | {"peak_bytes": f["peak_bytes"], **{f"test/{k}": v for k, v in f["test"].items()}}
+    for name, each in found.items()
+    for number, f in enumerate(each)
+  ]
+  settings = {"rows": rows, "copies": _COPIES.value, "memory_gib": _MEMORY.value}
+  records.write(_RESULTS.value, "streaming", runs, settings=settings)
   peak = {n: max(f["peak_bytes"] for f in each) / 2**30 for n, each in found.items()}
   print(
     f"{rows:,} rows: streamed under {_MEMORY.value} GiB at {np.median(rate['streamed']):,.0f} "
@@ -97,4 +107,5 @@ if __name__ == "__main__":
   _EPOCHS = flags.DEFINE_integer("epochs", 1, "Epochs of each training.")
   _ROUNDS = flags.DEFINE_integer("rounds", 1, "Number of rounds.")
   _OUT = flags.DEFINE_string("out", None, "Output folder, which must not exist.", required=True)
+  _RESULTS = flags.DEFINE_string("results", None, "Folder of result files to write to.")
   commands.run(main)

@@ -7,7 +7,8 @@ Every contender (benchmarks/contenders/) is a process with the rows in memory, w
 epoch while the others wait. Every PyTorch contender runs twice, with one thread and with one per
 core; the faster one counts. The first epoch of each is not timed with the others but with set-up,
 because some compile in one, some in the other. Test AUCs after all epochs, equally many for all,
-show that speed does not cost quality. Writes --out, and the same as Markdown.
+show that speed does not cost quality. Writes --out, and the same as Markdown,
+and with --results the result file race.json.
 """
 
 import os
@@ -20,6 +21,7 @@ import numpy as np
 from absl import flags
 from sklearn.metrics import roc_auc_score
 
+from benchmarks import records
 from benchmarks.contenders.process import Process
 from benchmarks.machine import describe_machine
 from mmoe_jax import commands, data
@@ -82,7 +84,7 @@ def summarise(
   for name, rate_R in rates.items():
     row = {"batch_size": batch_size, "contender": name, "parameters": ready[name]["parameters"]}
     row |= {"rows_per_second": float(np.median(rate_R))}
-    row |= {"least": float(rate_R.min()), "most": float(rate_R.max())}
+    row |= {"least": float(rate_R.min()), "most": float(rate_R.max()), "rates": rate_R.tolist()}
     for ours in (o for o in OURS if o in rates):
       row[f"{ours}_times"] = float(np.median(rates[ours] / rate_R))
     first = ready[name]["seconds"] + epochs[name][0]["seconds"]
@@ -150,6 +152,8 @@ def main(argv: list[str]) -> None:
       ready = {name: process.ready for name, process in started.items()}
       rows += summarise(batch_size, epochs, ready, aucs)
       write_json(_OUT.value, {"machine": machine, "rows": rows})
+  settings = {"rounds": _ROUNDS.value, "seed": _SEED.value}
+  records.write(_RESULTS.value, "race", rows, settings=settings)
   text = markdown(rows, machine)
   write_atomically(os.path.splitext(_OUT.value)[0] + ".md", text)
   print(text)
@@ -163,4 +167,5 @@ if __name__ == "__main__":
   _PYTHON = flags.DEFINE_string("python", sys.executable, "Python with the other libraries.")
   _DATA_DIR = flags.DEFINE_string("data_dir", "data/census", "Prepared data.")
   _OUT = flags.DEFINE_string("out", None, "JSON file to write.", required=True)
+  _RESULTS = flags.DEFINE_string("results", None, "Folder of result files to write to.")
   commands.run(main)

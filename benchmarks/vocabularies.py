@@ -9,7 +9,8 @@ process that trains one epoch while the others wait; the first epoch is not coun
 update every row in every step train on fewer rows, and not at all at sizes above --dense_most.
 
 The floor is what a step cannot avoid: the bytes of the batch's rows and their state, read and
-written once, at the memory bandwidth of a copy. Writes table.json, table.md and vocabularies.png.
+written once, at the memory bandwidth of a copy. Writes table.json, table.md and vocabularies.png,
+and with --results the result file vocabularies.json.
 """
 
 import os
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from benchmarks import plots
+from benchmarks import plots, records
 from benchmarks.contenders.process import Process
 from benchmarks.contenders.tables_protocol import DIM, FEATURES, TASKS
 from benchmarks.machine import describe_machine
@@ -161,6 +162,8 @@ def main(argv: list[str]) -> None:
       names = [n for n in _CONTENDERS.value if size <= _DENSE_MOST.value or not CONTENDERS[n][2]]
       points += measure(names, size, batch_size, _ROUNDS.value, _PYTHON.value)
       write_json(os.path.join(_OUT.value, "table.json"), {"machine": machine, "points": points})
+  measured = {"bandwidth": rate, "floor": floor(rate), "rounds": _ROUNDS.value}
+  records.write(_RESULTS.value, "vocabularies", points, settings=measured)
   text = markdown(points, machine)
   write_atomically(os.path.join(_OUT.value, "table.md"), text)
   plots.vocabularies(os.path.join(_OUT.value, "vocabularies.png"), points)
@@ -177,4 +180,5 @@ if __name__ == "__main__":
   _DENSE_MOST = flags.DEFINE_integer("dense_most", 8_000_000, "Most table rows of dense updates.")
   _PYTHON = flags.DEFINE_string("python", sys.executable, "Python with PyTorch.")
   _OUT = flags.DEFINE_string("out", None, "Folder for the results.", required=True)
+  _RESULTS = flags.DEFINE_string("results", None, "Folder of result files to write to.")
   commands.run(main)

@@ -3,7 +3,7 @@
   python -m benchmarks.waiting --out runs/waiting/table.json
 
 Times whole processes where a user would start one, otherwise calls in this process; medians of
---rounds. Writes --out, and the same as Markdown.
+--rounds. Writes --out, and the same as Markdown, and with --results the result file waiting.json.
 """
 
 import os
@@ -21,6 +21,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
+from benchmarks import records
 from benchmarks.machine import describe_machine
 from data_prep import census_income, raw_files
 from mmoe_jax import cache, commands, data
@@ -179,6 +180,9 @@ def main(argv: list[str]) -> None:
   found = {name: float(np.median(values)) for name, values in rounds.items()}
   machine = describe_machine()
   write_json(_OUT.value, {"machine": machine, "medians": found, "rounds": rounds})
+  runs = [{"step": name, "values": values} for name, values in rounds.items()]
+  settings = {"config": _CONFIG.value, "rounds": _ROUNDS.value}
+  records.write(_RESULTS.value, "waiting", runs, settings=settings)
   lines = [
     [name, f"{value:,.0f}" if name.endswith("rows_per_second") else f"{value:.3f} s"]
     for name, value in found.items()
@@ -199,4 +203,5 @@ if __name__ == "__main__":
   _DATA_DIR = flags.DEFINE_string("data_dir", "data/census", "Prepared data.")
   _ROUNDS = flags.DEFINE_integer("rounds", 3, "Number of rounds.")
   _OUT = flags.DEFINE_string("out", None, "JSON file to write.", required=True)
+  _RESULTS = flags.DEFINE_string("results", None, "Folder of result files to write to.")
   commands.run(main)

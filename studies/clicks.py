@@ -3,7 +3,8 @@
   python -m studies.clicks --out runs/clicks_study
 
 Simulates a million impressions (data_prep/clicks.py) in --out, trains a population of seeds of each
-model with the same settings, and writes `table.md` and `table.json`. The best possible AUC is that
+model with the same settings, and writes `table.md` and `table.json`, and with --results the result
+file clicks.json. The best possible AUC is that
 of the true probabilities on the same test rows. Intervals are over seeds and test rows.
 """
 
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from absl import flags
 
+from benchmarks import records
 from configs import tabular
 from data_prep import clicks, preparation, splitting
 from data_prep.spec import Column, read_spec
@@ -25,10 +27,11 @@ from mmoe_jax.errors import require
 from mmoe_jax.evaluation import statistics
 from mmoe_jax.files import write_atomically
 from mmoe_jax.prediction.predictor import Predictor
-from studies import resumable
+from studies import paired, resumable
 
 MODELS = ("shared_bottom", "mmoe", "ple", "aitm", "esmm")
 BASELINE = "mmoe"
+TRUE = "true probabilities"
 TRUTH = {"click": "p_click", "purchase": "p_purchase"}
 
 
@@ -90,7 +93,7 @@ def summarise(
   rows = []
   for t, task in enumerate(TRUTH):
     best = statistics.placements(truth[task], labels_NxT[:, t])
-    rows.append({"task": task, "model": "true probabilities", "auc": best.auc})
+    rows.append({"task": task, "model": TRUE, "auc": best.auc})
     placed, aucs = {}, {}
     for model, scores_MxNxT in scores.items():
       placed[model] = statistics.mean_placements(scores_MxNxT[:, :, t], labels_NxT[:, t])
@@ -110,6 +113,29 @@ def summarise(
         row |= {"difference": difference.value, "half_difference": difference.half}
       rows.append(row)
   return rows
+
+
+def result_of(
+  scores: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray], labels_NxT: np.ndarray
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+  """Returns runs and rows of the result file: AUC of each model and seed, covariances of a task.
+
+  The true probabilities are a model with a single AUC, which each seed has.
+  """
+  runs, rows = [], {}
+  for t, task in enumerate(TRUTH):
+    all_scores = {m: s_MxNxT[:, :, t] for m, s_MxNxT in scores.items()}
+    members = max(map(len, all_scores.values()))
+    best = statistics.placements(truth[task], labels_NxT[:, t])
+    placed = {TRUE: best}
+    runs += [{"task": task, "method": TRUE, "seed": s, "auc": best.auc} for s in range(members)]
+    for method, scores_MxN in all_scores.items():
+      placed[method] = statistics.mean_placements(scores_MxN, labels_NxT[:, t])
+      for seed, scores_N in enumerate(scores_MxN):
+        auc = statistics.placements(scores_N, labels_NxT[:, t]).auc
+        runs.append({"task": task, "method": method, "seed": seed, "auc": auc})
+    rows[task] = paired.covariances(placed)
+  return runs, rows
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -141,7 +167,11 @@ def main(argv: list[str]) -> None:
     workdir = os.path.join(_OUT.value, model)
     resumable.train(config_of(model, prepared), members, workdir)
     scores[model] = scores_of(workdir, len(members), test.features)
-  rows = summarise(scores, true_scores(_OUT.value, prepared), test.labels)
+  truth = true_scores(_OUT.value, prepared)
+  runs, covariances = result_of(scores, truth, test.labels)
+  settings = {"seeds": _SEEDS.value, "users": _USERS.value, "items": _ITEMS.value}
+  records.write(_RESULTS.value, "clicks", runs, settings=settings, rows=covariances)
+  rows = summarise(scores, truth, test.labels)
   write_atomically(os.path.join(_OUT.value, "table.json"), json.dumps(rows))
   write_atomically(os.path.join(_OUT.value, "table.md"), table(rows) + "\n")
   print(table(rows))
@@ -152,4 +182,5 @@ if __name__ == "__main__":
   _SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds of each model.")
   _USERS = flags.DEFINE_integer("users", 2_000, "Users.")
   _ITEMS = flags.DEFINE_integer("items", 500, "Items.")
+  _RESULTS = flags.DEFINE_string("results", None, "Folder of result files to write to.")
   commands.run(main, resumes=True)

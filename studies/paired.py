@@ -85,3 +85,33 @@ def estimate(
   require(len(seeds) > 0, f"{first}: no seed has a value of {key}")
   values_M = [a[seed] - (b[seed] if second else 0.0) for seed in seeds]
   return statistics.over_seeds(values_M, variances(rows, first, second))
+
+
+def estimate_difference(
+  runs: Sequence[Mapping[str, Any]], key: str, rows: Mapping[str, Any], first: str, second: str
+) -> statistics.Estimate:
+  """Computes the difference of two methods whose seeds are not paired; rows are.
+
+  Variances over seeds of both are added, with the degrees of freedom of Welch; other arguments as
+  in `estimate`.
+
+  References:
+    Welch: The Generalization of Student's Problem when Several Different Population Variances are
+    Involved. Biometrika 34, 1947.
+  """
+  a_M, b_M = (
+    np.array([r[key] for r in runs if r["method"] == name and r.get(key) is not None])
+    for name in (first, second)
+  )
+  require(len(a_M) > 0 and len(b_M) > 0, f"{first} or {second}: no seed has a value of {key}")
+  value = float(a_M.mean() - b_M.mean())
+  over_rows = variances(rows, first, second)
+  over_seeds = [v for v in map(statistics.seed_variance, (a_M, b_M)) if v is not None]
+  half_seeds = statistics.half_interval(over_seeds) if len(over_seeds) == 2 else None
+  half_rows = statistics.half_interval(over_rows) if over_rows else None
+  half, p = None, None
+  if half_seeds is not None and half_rows is not None:
+    sources = ([*over_seeds, *over_rows], over_seeds, over_rows)
+    half = max(map(statistics.half_interval, sources))
+    p = max(statistics.p_value(value, s) for s in sources)
+  return statistics.Estimate(value, None, half_seeds, half_rows, half, p)

@@ -5,8 +5,9 @@
 
 The search gives every method the same budget on validation rows, does not use test rows, and writes
 the best settings to studies/paper_census_settings.json. The study trains each method with these,
-its seeds as one population, and writes table.md, table.json, table.csv and plots to --out. Each
-population has a separate folder in --out: started again, a study resumes.
+its seeds as one population, and writes table.md, table.json, table.csv and plots to --out, and with
+--results the result file paper_census.json. Each population has a separate folder in --out: started
+again, a study resumes.
 """
 
 import os
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from benchmarks import records
 from benchmarks.machine import describe_machine
 from configs import census
 from mmoe_jax import cache, commands, data, parallel
@@ -24,7 +26,8 @@ from mmoe_jax.errors import require, require_known
 from mmoe_jax.evaluation import statistics, tables
 from mmoe_jax.files import write_atomically, write_json
 from mmoe_jax.training import search
-from studies import plots, published, resumable
+from studies import census_results, plots, published, resumable
+from studies.census_results import aucs_of
 from studies.paper_census_tables import format_tables
 from studies.progress import Progress
 
@@ -173,12 +176,6 @@ def summarise(
   return rows
 
 
-def aucs_of(results: Sequence[Mapping[str, Any]], task: str) -> np.ndarray:
-  """Returns the test AUC of each member (M,), NaN for one that diverged."""
-  name = f"{task}/auc"
-  return np.array([np.nan if "error" in r else r["test"][name] for r in results], np.float64)
-
-
 def _difference(
   method: str,
   t: int,
@@ -261,12 +258,16 @@ def run_study(
   data_dir: str,
   epochs: int | None,
   path: str = SETTINGS,
+  results: str | None = None,
 ) -> list[dict[str, Any]]:
-  """Trains the missing populations, and writes tables and plots; returns the rows."""
+  """Trains the missing populations, and writes tables and plots; returns the rows.
+
+  With a folder of `results` also writes the result file paper_census.json.
+  """
   require(seeds >= 1, f"--seeds={seeds}: must be at least 1")
   chosen = resumable.read_if_exists(path)
   progress = Progress(len(groups) * len(methods))
-  rows, listed, untuned = [], [], []
+  rows, listed, untuned, covariances = [], [], [], {}
   for group in groups:
     populations, scores = {}, {}
     for method in methods:
@@ -286,7 +287,11 @@ def run_study(
       means = [f"{t} {np.nanmean(aucs_of(done['results'], t)):.4f}" for t in GROUPS[group]]
       progress.finish(f"{group} {method}: test AUC {', '.join(means)}", not was_there)
     _, splits = data.load(data_dir, **config.data)
-    of_group = summarise(group, populations, scores, np.asarray(splits["test"].labels, np.float64))
+    labels_NxT = np.asarray(splits["test"].labels, np.float64)
+    of_group = summarise(group, populations, scores, labels_NxT)
+    covariances |= census_results.covariances_of(
+      group, GROUPS[group], populations, scores, labels_NxT
+    )
     aucs = {(t, m): aucs_of(p["results"], t) for m, p in populations.items() for t in GROUPS[group]}
     draw(group, of_group, aucs, out)
     rows += of_group
@@ -300,6 +305,9 @@ def run_study(
       "populations": listed,
     },
   )
+  runs = census_results.runs_of(listed)
+  settings = {"seeds": seeds, "epochs": epochs, "wall_seconds": sum(p["seconds"] for p in listed)}
+  records.write(results, "paper_census", runs, settings=settings, rows=covariances)
   write_atomically(os.path.join(out, "table.csv"), tables.comma_separated(rows))
   text = format_tables(rows, untuned)
   write_atomically(os.path.join(out, "table.md"), text)
@@ -320,7 +328,7 @@ def main(argv: list[str]) -> None:
   if _SEARCH.value:
     run_search(_GROUPS.value, _METHODS.value, _TRIALS.value, *where)
   else:
-    run_study(_GROUPS.value, _METHODS.value, _SEEDS.value, *where)
+    run_study(_GROUPS.value, _METHODS.value, _SEEDS.value, *where, results=_RESULTS.value)
   print(f"everything is in {_OUT.value}")
 
 
@@ -333,4 +341,5 @@ if __name__ == "__main__":
   _EPOCHS = flags.DEFINE_integer("epochs", EPOCHS, "Of each training.")
   _DATA_DIR = flags.DEFINE_string("data_dir", "data/census", "What data preparation wrote.")
   _OUT = flags.DEFINE_string("out", None, "Where populations, tables and plots go.", required=True)
+  _RESULTS = flags.DEFINE_string("results", None, "Folder of result files to write to.")
   commands.run(main, resumes=True)

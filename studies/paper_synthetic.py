@@ -10,7 +10,7 @@ that comparisons are paired. The search selects each model's learning rate among
 by validation loss, on data of other seeds, and writes studies/paper_synthetic_settings.json.
 
 Runs train in populations of --members, each in a separate folder in --out, so that an interrupted
-study resumes. Writes table.md, table.json, table.csv and plots.
+study resumes. Writes table.md, table.json, table.csv and plots, and with --results result files.
 """
 
 import os
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
+from benchmarks import records
 from benchmarks.machine import describe_machine
 from configs import synthetic as synthetic_config
 from data_prep import synthetic
@@ -135,8 +136,12 @@ def run_study(
   epochs: int | None,
   size: Size,
   path: str = SETTINGS,
+  results: str | None = None,
 ) -> dict[str, Any]:
-  """Trains the missing populations, writes tables and plots; returns the content of table.json."""
+  """Trains the missing populations, writes tables and plots; returns the content of table.json.
+
+  With a folder of `results` also writes the result files synthetic/losses and synthetic/labels.
+  """
   require(runs >= 1, f"--runs={runs}: must be at least 1")
   require(members >= 1, f"--members={members}: must be at least 1")
   chosen = resumable.read_if_exists(path)
@@ -197,6 +202,11 @@ def run_study(
     "populations": listed,
   }
   write(content, curves, [m for m in models if m not in chosen], out)
+  settings = {"chosen": chosen, "epochs": epochs, **size._asdict()}
+  records.write(results, "synthetic/losses", figures.runs_of(listed), settings=settings)
+  if figure_2:
+    drawn = [{"cosine": p["cosine"], "values": p.pop("drawn")} for p in figure_2]
+    records.write(results, "synthetic/labels", drawn, settings={"rows": rows_2})
   return content
 
 
@@ -254,7 +264,9 @@ def main(argv: list[str]) -> None:
     run_search(_MODELS.value, correlations, _SEARCH_SEEDS.value, _OUT.value, _EPOCHS.value, size)
   else:
     counts = (_RUNS.value, _MEMBERS.value, _LABEL_SEEDS.value)
-    run_study(_MODELS.value, correlations, *counts, _OUT.value, _EPOCHS.value, size)
+    run_study(
+      _MODELS.value, correlations, *counts, _OUT.value, _EPOCHS.value, size, results=_RESULTS.value
+    )
   print(f"everything is in {_OUT.value}")
 
 
@@ -279,4 +291,5 @@ if __name__ == "__main__":
   _CORRELATIONS = flags.DEFINE_list("correlations", list(map(str, CORRELATIONS)), "Which p.")
   _EPOCHS = flags.DEFINE_integer("epochs", None, "Of each training; the config's where not given.")
   _OUT = flags.DEFINE_string("out", None, "Where populations, tables and plots go.", required=True)
+  _RESULTS = flags.DEFINE_string("results", None, "Folder of result files to write to.")
   commands.run(main, resumes=True)

@@ -3,23 +3,28 @@
   python -m studies.seeds --config configs/census.py --seeds 5 --out runs/seeds
 
 Each seed has a separate work directory in --out, so that an interrupted study resumes. Writes
-`table.md` and `table.json`.
+`table.md` and `table.json`, and with --results the result file seeds/NAME.json, see
+benchmarks/records.py; NAME is the config's, such as `census` or `census-mmoe,protocol=paper`.
 """
 
 import json
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
 from scipy import stats
 
+from benchmarks import records
 from mmoe_jax import commands, errors
 from mmoe_jax.data import SPLITS
 from mmoe_jax.files import write_atomically
 from mmoe_jax.training import loop
 
 _METRICS = ("auc", "auc_16_and_over", "auc_weighted", "log_loss", "pcoc", "accuracy", "mse", "r2")
+_FIGURES = ("parameters", "best_epoch", "epochs", "train_rows", "rows_per_second", "wall_seconds")
 
 
 def summarise(runs: list[dict], level: float = 0.95) -> list[dict]:
@@ -72,6 +77,24 @@ def table(rows: list[dict], runs: list[dict]) -> str:
   return "\n".join(lines)
 
 
+def name_of(config_file: str) -> str:
+  """Returns the name of a config's result file: FILE.py:ARG -> FILE-ARG."""
+  file, _, argument = config_file.partition(":")
+  base = os.path.splitext(os.path.basename(file))[0]
+  return f"{base}-{argument.replace('/', '_')}" if argument else base
+
+
+def runs_of(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Returns the runs of a result file: of each seed its figures, `test/TASK/auc` and the like."""
+  runs = []
+  for seed, result in enumerate(results):
+    run = {"seed": seed} | {key: result[key] for key in _FIGURES}
+    for split in SPLITS:
+      run |= {f"{split}/{k}": v for k, v in result[split].items() if k.split("/")[1] in _METRICS}
+    runs.append(run)
+  return runs
+
+
 def main(argv: list[str]) -> None:
   """Trains the seeds and writes the tables."""
   del argv
@@ -85,6 +108,9 @@ def main(argv: list[str]) -> None:
     print(f"seed {seed}: test {first} {value:.4f}", flush=True)
   rows = summarise(runs)
   write_atomically(os.path.join(_OUT.value, "table.json"), json.dumps({"rows": rows, "runs": runs}))
+  config_file = flags.FLAGS["config"].config_filename
+  settings = {"config": config_file, "seeds": _SEEDS.value}
+  records.write(_RESULTS.value, f"seeds/{name_of(config_file)}", runs_of(runs), settings=settings)
   text = table(rows, runs)
   write_atomically(os.path.join(_OUT.value, "table.md"), text + "\n")
   print(text)
@@ -94,5 +120,6 @@ if __name__ == "__main__":
   _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py or FILE.py:ARG.")
   _SEEDS = flags.DEFINE_integer("seeds", 5, "How many seeds, from 0 up.")
   _OUT = flags.DEFINE_string("out", None, "Where the runs and tables go.", required=True)
+  _RESULTS = flags.DEFINE_string("results", None, "Folder of result files to write to.")
   flags.mark_flag_as_required("config")
   commands.run(main, resumes=True)

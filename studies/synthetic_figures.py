@@ -27,6 +27,19 @@ def final_losses(results: Sequence[Mapping[str, Any]], split: str) -> np.ndarray
   return np.array(losses, np.float64)
 
 
+def runs_of(populations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Returns the runs of the result file: final test loss of each p, model and run.
+
+  Args:
+    populations: `results` of the members, `correlation`, `model` and `start`, the first's number.
+  """
+  return [
+    {"correlation": p["correlation"], "model": p["model"], "run": p["start"] + i, "loss": loss}
+    for p in populations
+    for i, loss in enumerate(final_losses(p["results"], "test"))
+  ]
+
+
 def label_correlations(cosines: Sequence[float], seeds: int, rows: int) -> list[dict[str, float]]:
   """Computes Pearson's correlation of the two tasks' labels over data sets of each cosine.
 
@@ -50,7 +63,7 @@ def label_correlations(cosines: Sequence[float], seeds: int, rows: int) -> list[
     low, high = statistics.percentile_interval(drawn)
     points.append(
       {"cosine": cosine, "mean": found.value, "half": found.half_seeds, "low": low, "high": high}
-      | {"paper": published.LABEL_CORRELATION.get(cosine)}
+      | {"paper": published.LABEL_CORRELATION.get(cosine), "drawn": drawn}
     )
   return points
 
