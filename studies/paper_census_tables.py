@@ -30,15 +30,8 @@ def format_tables(rows: Sequence[Mapping[str, Any]], untuned: Sequence[str] = ()
 
 def _with_significance(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Adds `significant`: the difference has an adjusted p-value below 0.05."""
-  compared = [r["difference_p"] is not None for r in rows]
-  adjusted = iter(
-    statistics.holm([r["difference_p"] for r in rows if r["difference_p"] is not None])
-  )
-  alpha = 1 - statistics.LEVEL
-  return [
-    {**r, "significant": is_compared and bool(next(adjusted) < alpha)}
-    for r, is_compared in zip(rows, compared, strict=True)
-  ]
+  significant = is_significant([r["difference_p"] for r in rows])
+  return [{**r, "significant": s} for r, s in zip(rows, significant, strict=True)]
 
 
 def _overview(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> str:
@@ -84,8 +77,27 @@ def _mean(row: Mapping[str, Any]) -> str:
 def _gap(row: Mapping[str, Any]) -> str:
   if row["difference"] is None:
     return tables.DASH
-  text = tables.signed(row["difference"], 5) + tables.plus_minus(row["difference_half"], 5)
-  return f"**{text}**" if row["significant"] else text
+  return _signed_cell(row["difference"], row["difference_half"], row["significant"])
+
+
+def difference_cell(gap: statistics.Estimate, significant: bool) -> str:
+  """Formats a difference with its interval over seeds and rows, bold if it is significant."""
+  return _signed_cell(gap.value, gap.half, significant)
+
+
+def _signed_cell(value: float, half: float | None, significant: bool) -> str:
+  text = tables.signed(value, 5) + tables.plus_minus(half, 5)
+  return f"**{text}**" if significant else text
+
+
+def is_significant(p_values: Sequence[float]) -> list[bool]:
+  """Returns which of several comparisons differ at the level 0.05 over all, by Holm's correction.
+
+  A comparison without a p-value does not count.
+  """
+  adjusted = iter(statistics.holm([p for p in p_values if p is not None]))
+  alpha = 1 - statistics.LEVEL
+  return [p is not None and bool(next(adjusted) < alpha) for p in p_values]
 
 
 def _explanation(rows: Sequence[Mapping[str, Any]], untuned: Sequence[str]) -> str:
