@@ -1,4 +1,4 @@
-"""Where a run diverged: its steps are repeated from the last save, until one is not finite.
+"""Search for where a run diverged: its steps are repeated from the last save.
 
 Normal steps only pay for the losses that they return. Segments are repeated by the programs of the
 run itself, on the same rows, so that a CPU computes bitwise the same states.
@@ -9,12 +9,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from mmoe_jax import data
+from mmoe_jax.config import override
 from mmoe_jax.parallel.devices import AXIS
+from mmoe_jax.training import saving
 from mmoe_jax.training.not_finite import Origin, find_origin, is_finite, not_finite_leaves
-from mmoe_jax.training.run import Run, SegmentCall
-from mmoe_jax.training.step import State, TaskLosses
-from mmoe_jax.workdir import preemption
+from mmoe_jax.training.population_program import Population, Splits
+from mmoe_jax.training.run import Run, SegmentCall, compile_run
+from mmoe_jax.training.step import DrawnRows, State, TaskLosses
+from mmoe_jax.workdir import checkpoint, preemption
 
 _COPIES = 6  # Of the state, that finding a layer takes.
 
@@ -65,6 +70,49 @@ def find_fault(run: Run, state: State, epoch: int, done: int, last_epoch: int) -
         return _find_step(run, before, epoch, call)
     done = 0
   return None
+
+
+def explain_member(
+  population: Population,
+  schema: data.Schema,
+  splits: Splits,
+  checkpoints: checkpoint.Checkpoints,
+  states: State,
+  epoch: int,
+  member: int,
+) -> str:
+  """Returns the end of an error line about a member that diverged.
+
+  A separate run repeats the member's steps since the last save, unless its rows were drawn in
+  each step.
+
+  Args:
+    population: the population.
+    schema: schema of its data.
+    splits: its data.
+    checkpoints: its checkpoints.
+    states: states of its members, for their shapes.
+    epoch: number of the epoch that is not finite.
+    member: number of the member.
+  """
+  checkpoints.wait()
+  like = population.placement.unshard(states)
+  unfinished = saving.restore_unfinished(checkpoints, like, population.segments)
+  restored = checkpoints.restore_state(like, like.best.variables) if unfinished is None else None
+  saved, done, steps = None, 0, 0
+  if unfinished is not None:
+    saved, done, steps = unfinished.state, unfinished.epoch, unfinished.steps
+  elif restored is not None:
+    saved, done = restored.item, restored.epoch
+  train = splits[member % len(splits)]["train"]
+  if isinstance(train, DrawnRows):
+    return describe(None, done or None)
+  config = override(population.config, {**population.members[member], "train.devices": 1})
+  run = compile_run(config, schema, train)
+  state = run.state
+  if done or steps:
+    state = run.devices.replicate(jax.tree.map(lambda a: np.asarray(a)[member], saved))
+  return describe(find_fault(run, state, done, steps, epoch), done or None)
 
 
 def _find_step(run: Run, state: State, epoch: int, call: SegmentCall) -> Fault | None:

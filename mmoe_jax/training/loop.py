@@ -125,7 +125,7 @@ def _explained(
     checkpoints.wait()
     saved = max(contract.saved_epochs(workdir), default=None)
     is_warm = run.config.train.warm_start and saved is None
-    start = _warm_start(run, schema) if is_warm else run.start_from(None)
+    start = warm_start.warm_start(run, schema).state if is_warm else run.start_from(None)
     done, state, _, unfinished = _restore(checkpoints, run, start)
     steps = unfinished.steps if unfinished else 0
     fault = divergence.find_fault(run, state, done, steps, epoch)
@@ -165,7 +165,7 @@ def _train_epoch(
     state = trained
     # The devices have a segment in hand while the next one is dispatched, and never wait.
     jax.block_until_ready(losses[-1:])
-    if losses:  # So that hours are not spent on an epoch that diverged.
+    if losses:  # An epoch of hours that diverged ends here.
       last = jax.device_get(losses[-1])
       records.mean_losses(last, epoch + 1, tasks, done - len(last.losses), run.rows.steps)
     losses.append(segment_losses)

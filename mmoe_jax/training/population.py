@@ -32,13 +32,12 @@ from mmoe_jax.training.population_program import (
   concatenate_members,
   place,
 )
-from mmoe_jax.training.run import compile_run
 from mmoe_jax.training.step import DrawnRows, State, TaskLosses
 from mmoe_jax.workdir import checkpoint, contract, logs, preemption, progress, tracking
 from mmoe_jax.workdir.unfinished import Unfinished
 
 Array = jax.Array
-_EXPLAINED = 4  # Members whose divergence is traced to a layer, each by a run of its own.
+_EXPLAINED = 4  # Members whose divergence is traced to a layer, each by a separate run.
 
 
 def train_population(
@@ -104,7 +103,9 @@ def train_population(
     with logs.RunLog(*log_of) as log:
       elapsed_before = saving.elapsed(unfinished, log.records)
       wall_seconds = lambda: elapsed_before + time.perf_counter() - start
-      explain = functools.partial(_explain, population, schema, splits, checkpoints)
+      explain = functools.partial(
+        divergence.explain_member, population, schema, splits, checkpoints
+      )
       at_start = (epoch, states, unfinished, explain)
       epoch, states, errors_M = _train_epochs(
         config, population, checkpoints, log, wall_seconds, *at_start
@@ -274,33 +275,6 @@ def _describe_epoch(
     for name, value in record.items():
       values.setdefault(name, list(undefined))[m] = value
   return values | ({"warnings": warnings} if warnings else {})
-
-
-def _explain(
-  population: Population,
-  schema: data.Schema,
-  splits: Splits,
-  checkpoints: checkpoint.Checkpoints,
-  states: State,
-  epoch: int,
-  member: int,
-) -> str:
-  """Returns where the training of a member diverged, from a run of its own since the last save."""
-  settings = {**population.members[member], "train.devices": 1}
-  config = override(population.config, settings)
-  run = compile_run(config, schema, splits[member % len(splits)]["train"])
-  checkpoints.wait()
-  like = population.placement.unshard(states)
-  unfinished = saving.restore_unfinished(checkpoints, like, population.segments)
-  restored = checkpoints.restore_state(like, like.best.variables) if unfinished is None else None
-  state, done, steps = run.state, 0, 0
-  if unfinished is not None:
-    saved, done, steps = unfinished.state, unfinished.epoch, unfinished.steps
-  elif restored is not None:
-    saved, done = restored.item, restored.epoch
-  if done or steps:
-    state = run.devices.replicate(jax.tree.map(lambda a: np.asarray(a)[member], saved))
-  return divergence.describe(divergence.find_fault(run, state, done, steps, epoch), done or None)
 
 
 def _save(
