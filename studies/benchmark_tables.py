@@ -284,7 +284,7 @@ TABLES: dict[str, Table] = {
   "waiting": Table(("waiting",), format_waiting),
   "streaming": Table(("streaming",), format_streaming),
   "population_speed": Table(("population_speed",), format_population),
-  "damage": Table(("damage",), format_damage),
+  "reliability/damage": Table(("reliability/damage",), format_damage),
   "serving": Table(("serving",), format_serving),
 }
 FIGURES: dict[str, Figure] = {

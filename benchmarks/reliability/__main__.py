@@ -2,7 +2,8 @@
 
   python -m benchmarks.reliability --out runs/reliability
 
-Parts (--parts), each of which writes PART.json and fails if its bar is missed:
+Parts (--parts), each of which writes PART.json, with --results also the result file
+reliability/PART.json, and fails if its bar is missed:
 
   kills    kills runs, populations, searches, preparation and prediction at random moments;
            the same command continues, and --minutes limits a call
@@ -14,10 +15,12 @@ Parts (--parts), each of which writes PART.json and fails if its bar is missed:
 
 import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
+from benchmarks import records
 from benchmarks.machine import describe_machine
 from benchmarks.reliability import cost, damage, elastic, jobs, kills, storage
 from mmoe_jax import cache, commands
@@ -30,7 +33,7 @@ def measure_kills() -> None:
   settings = (_SEED.value, _JOBS.value, _WORKERS.value)
   found = kills.run(_OUT.value, _KILLS.value, 60 * _MINUTES.value, *settings)
   print(kills.markdown(found))
-  _write("kills", kills.summarise(found))
+  _write("kills", kills.summarise(found), found)
   kills.require_all(found)
 
 
@@ -39,7 +42,7 @@ def measure_elastic() -> None:
   found = elastic.run(os.path.join(_OUT.value, "elastic"), _inputs())
   totals = {name: elastic.summarise(pairs) for name, pairs in found.items()}
   print(totals)
-  _write("elastic", {"totals": totals, "pairs": found})
+  _write("elastic", {"totals": totals, "pairs": found}, [{"totals": totals}])
   elastic.require_equal(found)
 
 
@@ -50,7 +53,10 @@ def measure_damage() -> None:
   for name, damages in found.items():
     print(f"{name}\n{damage.markdown(damages)}")
   outcomes = {name: dict(Counter(d["outcome"] for d in each)) for name, each in found.items()}
-  _write("damage", {"outcomes": outcomes, "damages": found})
+  kinds = Counter((d["use"], d["damage"], d["outcome"]) for each in found.values() for d in each)
+  keys = ("use", "damage", "outcome", "count")
+  counts = [dict(zip(keys, (*kind, count), strict=True)) for kind, count in sorted(kinds.items())]
+  _write("damage", {"outcomes": outcomes, "damages": found}, counts)
   damage.require_noticed(found)
 
 
@@ -85,9 +91,14 @@ def _inputs() -> str:
   return folder
 
 
-def _write(name: str, content: dict[str, Any]) -> None:
+def _write(
+  name: str, content: dict[str, Any], runs: Sequence[Mapping[str, Any]] | None = None
+) -> None:
+  """Writes the measurements of a part, and its result file, of the content without `runs`."""
   path = os.path.join(_OUT.value, f"{name}.json")
   write_json(path, {"machine": describe_machine(), **content})
+  settings = {"seed": _SEED.value}
+  records.write(_RESULTS.value, f"reliability/{name}", runs or [content], settings=settings)
 
 
 PARTS = {
@@ -125,4 +136,5 @@ if __name__ == "__main__":
   _DATA_DIR = flags.DEFINE_string("data_dir", "data/census", "Prepared Census data, for `cost`.")
   _SEED = flags.DEFINE_integer("seed", 0, "Seed of kills and damages.")
   _OUT = flags.DEFINE_string("out", None, "Output folder.", required=True)
+  _RESULTS = flags.DEFINE_string("results", None, "Folder of result files to write to.")
   commands.run(main)
