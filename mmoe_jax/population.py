@@ -19,9 +19,10 @@ def main(argv: list[str]) -> None:
   from mmoe_jax import cache, parallel
   from mmoe_jax.evaluation.results_table import format_population
   from mmoe_jax.training import population
-  from mmoe_jax.workdir import contract, remote
+  from mmoe_jax.workdir import contract, preemption, remote
 
   parallel.use_all_cores()
+  parallel.initialize()
   cache.keep_programs()
   parallel.warn_of_unused_accelerator()
   config = _CONFIG.value
@@ -33,8 +34,11 @@ def main(argv: list[str]) -> None:
     for seed in range(_SEEDS.value)
   ]
   with remote.work_directory(_WORKDIR.value) as workdir:
-    population.train_population(config, members, workdir, at_once=_AT_ONCE.value)
-    print(format_population(contract.read_results(workdir), _WORKDIR.value))
+    # A host that left before training would let the others wait.
+    with preemption.deferred(when=parallel.has_several_hosts()):
+      population.train_population(config, members, workdir, at_once=_AT_ONCE.value)
+    if parallel.is_first_host():
+      print(format_population(contract.read_results(workdir), _WORKDIR.value))
 
 
 if __name__ == "__main__":

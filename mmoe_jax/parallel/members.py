@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmoe_jax.errors import require
 from mmoe_jax.parallel.devices import AXIS
+from mmoe_jax.parallel.hosts import max_over_hosts
 from mmoe_jax.parallel.programs import compile_for, cpu_options, jit_once
 
 Array = jax.Array
@@ -20,34 +22,39 @@ class Members:
   """Members of a population, sharded over devices: several per device, one after another.
 
   A tree of (M, …) arrays becomes one of (padded, …) arrays, sharded over the first axis. Padding
-  repeats the last member.
+  repeats the last member. Of several hosts, all use the same number of devices, and each trains the
+  members on its devices; all hosts must call `shard`, `unshard` and `init` in the same order.
 
   Attributes:
     count: number of members M.
     devices: number of devices that they are sharded over.
-    used: those devices.
+    used: those devices, of all hosts.
     padded: M, rounded up to a multiple of `devices`.
   """
 
   def __init__(self, count: int, devices: int = 0):
-    """Shards `count` members over at most `devices` devices (0: all of this process).
+    """Shards `count` members over at most `devices` devices (0: all).
 
     Raises:
-      UserError: with several hosts, or if there are fewer devices.
+      UserError: if there are fewer devices, or for fewer than all devices of several hosts.
     """
+    hosts = jax.process_count()
+    available = -int(max_over_hosts(np.array(-jax.local_device_count())))
     require(
-      jax.process_count() == 1, "a population trains on a single host; start one on each host"
+      hosts == 1 or devices == 0,
+      f"config.train.devices = {devices}: several hosts train on all their devices; set 0",
     )
-    available = jax.local_device_count()
     require(
       0 <= devices <= available,
       f"config.train.devices = {devices}: must be from 0 to {available}, the number of devices",
     )
     self.count = count
-    self.devices = min(count, devices or available)
+    per_host = min(math.ceil(count / hosts), devices or available)
+    self.devices = hosts * per_host
     self._per_device = math.ceil(count / self.devices)
     self.padded = self._per_device * self.devices
-    self.used = jax.local_devices()[: self.devices]
+    self.used = [d for host in range(hosts) for d in jax.local_devices(host)[:per_host]]
+    self._local = jax.local_devices()[:per_host]
     self._mesh = Mesh(np.array(self.used), (AXIS,))
 
   def shard(self, tree: Any) -> Any:
@@ -58,15 +65,22 @@ class Members:
       a = np.asarray(a)
       return np.concatenate([a, np.repeat(a[-1:], padding, 0)]) if padding else a
 
-    return jax.device_put(jax.tree.map(pad, tree), NamedSharding(self._mesh, PartitionSpec(AXIS)))
+    where = NamedSharding(self._mesh, PartitionSpec(AXIS))
+    if jax.process_count() == 1:
+      return jax.device_put(jax.tree.map(pad, tree), where)
+    put = lambda a: jax.make_array_from_callback(a.shape, where, lambda index: a[index])
+    return jax.tree.map(lambda a: put(pad(a)), tree)
 
   def unshard(self, tree: Any) -> Any:
-    """Fetches (M, …) arrays to the host: the inverse of `shard`."""
+    """Fetches (M, …) arrays of all hosts to each of them: the inverse of `shard`."""
+    if jax.process_count() > 1:
+      tree = multihost_utils.process_allgather(tree, tiled=True)
     return jax.tree.map(lambda a: a[: self.count], jax.device_get(tree))
 
   def replicate(self, tree: Any) -> Any:
     """Places arrays that all members use on every device."""
-    return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
+    mesh = Mesh(np.array(self._local), (AXIS,))  # Each host places the arrays on its devices.
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
   def local_ranges(self, rows: int) -> list[tuple[int, int]]:
     """Returns the ranges of that many rows that this host reads: all, for any of its members."""
@@ -112,7 +126,7 @@ class Members:
     arguments = self._parts((state, member, shared))
     if at_once == 0:
       at_once = 1
-      limit = (self.used[0].memory_stats() or {}).get("bytes_limit")
+      limit = (self._local[0].memory_stats() or {}).get("bytes_limit")
       if limit:
         program = compile_for(self._mapped(function, 1), *arguments[0])
         at_once = members_at_once(program.memory_analysis(), limit, self._per_device)
@@ -121,7 +135,7 @@ class Members:
     mapped = self._mapped(function, at_once)
     lowered = [mapped.lower(*part) for part in arguments]
     options = cpu_options() or None
-    with concurrent.futures.ThreadPoolExecutor(self.devices) as pool:
+    with concurrent.futures.ThreadPoolExecutor(len(self._local)) as pool:
       programs = list(pool.map(lambda one: one.compile(compiler_options=options), lowered))
 
     def call(*arguments: Any) -> Any:
@@ -145,7 +159,7 @@ class Members:
     """Returns the part of a tree that each device holds."""
     leaves, structure = jax.tree.flatten(tree)
     shards = [[shard.data for shard in a.addressable_shards] for a in leaves]
-    return [structure.unflatten(part[d] for part in shards) for d in range(self.devices)]
+    return [structure.unflatten(part[d] for part in shards) for d in range(len(self._local))]
 
   def _join(self, *parts: Array) -> Array:
     """Returns the sharded array whose parts (members per device, …) the devices hold."""

@@ -89,17 +89,20 @@ def train_population(
     "report_on: rows that are drawn in each step have no train split to evaluate; remove 'train'",
   )
   population = compile_population(config, members, schema, splits, at_once)
+  is_first_host = parallel.is_first_host()
   with (
     preemption.deferred(),
-    contract.claim(workdir, population.config, schema, 1, True, data_digest, members) as ids,
+    contract.claim(
+      workdir, population.config, schema, 1, is_first_host, data_digest, members
+    ) as ids,
     checkpoint.Checkpoints(workdir, belongs_to=ids) as checkpoints,
-    tracking.create(config.train.trackers, trackers) as tracked,
+    tracking.create(config.train.trackers, trackers, is_first_host) as tracked,
   ):
     epoch, states, log_digest, unfinished = _restore(checkpoints, population)
-    preemption.stop_if_requested()
-    if verbose:
+    _stop_if_requested()
+    if verbose and is_first_host:
       _print_summary(population, workdir)
-    log_of = (workdir, epoch, config.train.epochs, tracked, True, verbose, log_digest)
+    log_of = (workdir, epoch, config.train.epochs, tracked, is_first_host, verbose, log_digest)
     with logs.RunLog(*log_of) as log:
       elapsed_before = saving.elapsed(unfinished, log.records)
       wall_seconds = lambda: elapsed_before + time.perf_counter() - start
@@ -116,7 +119,8 @@ def train_population(
     summary = _summarise(results, mean, population, states, log.records)
     summary["wall_seconds"] = wall_seconds()
     tracked.end(summary)
-  contract.write_results(workdir, summary)
+  if is_first_host:
+    contract.write_results(workdir, summary)
   return results
 
 
@@ -154,7 +158,7 @@ def _train_epochs(
   active_M = _find_active(population, states, epoch, errors_M)
 
   def stop_if_requested(states: State, losses_M: Sequence[TaskLosses]) -> None:
-    if preemption.requested():
+    if _must_stop():
       times = (time.perf_counter() - epoch_start, wall_seconds(), log.digest())
       _save_unfinished(checkpoints, population, epoch, states, losses_M, *times)
       raise preemption.Preempted
@@ -176,12 +180,23 @@ def _train_epochs(
       | {"wall_seconds": wall_seconds()}
     )
     active_M = _find_active(population, states, epoch, errors_M)
-    must_stop = preemption.requested()
+    must_stop = _must_stop()
     if must_stop or epoch % config.checkpoint.every_epochs == 0:
       _save(checkpoints, epoch, population, states, log.digest())
     if must_stop:
       raise preemption.Preempted
   return epoch, states, errors_M
+
+
+def _must_stop() -> bool:
+  """Returns whether a signal asks any host to stop; all hosts must call it."""
+  return parallel.any_host(preemption.requested())
+
+
+def _stop_if_requested() -> None:
+  """Raises Preempted if a signal asks any host to stop; all hosts must call it."""
+  if _must_stop():
+    raise preemption.Preempted
 
 
 def _load(
@@ -327,7 +342,7 @@ def _evaluate(
     results.append({"member": dict(member)} | notes | error | counts)
   programs: dict[Any, Callable] = {}
   for name in report_on:
-    preemption.stop_if_requested()
+    _stop_if_requested()
     batches = [evaluate.make_eval_batch(each[name]) for each in population.splits]
     own_data, shared_data = place(placement, {"held_out": batches})
     member = (population.arrays._replace(data=own_data), states.best.variables)
@@ -341,7 +356,7 @@ def _evaluate(
     for m, result in enumerate(results):
       if m not in errors_M:
         evaluate.add_metrics(result, name, {k: v[m] for k, v in metrics_M.items()})
-    if with_logits:
+    if with_logits and parallel.is_first_host():
       rows = len(population.splits[0][name])
       save_array(os.path.join(workdir, f"logits_{name}.npy"), logits_MxKxO[:, :rows])
   return results
