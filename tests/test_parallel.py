@@ -88,6 +88,12 @@ def train_on_two_hosts(config, workdir, virtual_devices, **settings):
 
 def start_two_hosts(config, workdir, virtual_devices, **settings):
   """Starts two processes that train together."""
+  words = [f"--config.{key}={value}" for key, value in settings.items()]
+  return start_hosts(config, workdir, virtual_devices, 2, "main", words)
+
+
+def start_hosts(config, workdir, virtual_devices, count, module, words):
+  """Starts processes that train together, by a command of mmoe_jax with these further words."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -96,10 +102,10 @@ def start_two_hosts(config, workdir, virtual_devices, **settings):
     f"optimizer.{g}.{k}" for g in ("dense", "embedding") for k in ("name", "learning_rate")
   )
   keys += tuple(f"model.{part}_dropout" for part in ("embedding", "expert", "tower"))
-  words = command("mmoe_jax.main", "--config", "configs/smoke.py", "--workdir", workdir)
-  words += [f"--config.{key}={operator.attrgetter(key)(config)}" for key in keys]
-  words += [f"--config.{key}={value}" for key, value in settings.items()]
-  cluster = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+  first = command(f"mmoe_jax.{module}", "--config", "configs/smoke.py", "--workdir", workdir)
+  first += [f"--config.{key}={operator.attrgetter(key)(config)}" for key in keys]
+  words = [*first, *words]
+  cluster = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
   cluster["MMOE_HEARTBEAT_SECONDS"] = "10"
   cluster["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={virtual_devices}"
   return [
@@ -111,7 +117,7 @@ def start_two_hosts(config, workdir, virtual_devices, **settings):
       stderr=subprocess.PIPE,
       text=True,
     )
-    for i in range(2)
+    for i in range(count)
   ]
 
 
@@ -174,6 +180,22 @@ def test_two_hosts_that_stream_equal_one(prepared, tmp_path):
   for split in ("train", "validation", "test"):
     for name, value in one[split].items():
       assert two[split][name] == pytest.approx(value, abs=1e-4), name
+
+
+@pytest.mark.slow
+def test_members_spread_over_two_hosts_are_those_of_one(prepared, tmp_path):
+  config = host_config(prepared, "sgd")
+  for count in (1, 2):
+    hosts = start_hosts(config, tmp_path / str(count), 1, count, "population", ["--seeds=3"])
+    assert [host.communicate(timeout=300) and host.returncode for host in hosts] == [0] * count
+  one, two = (checkpoint.read_arrays(str(tmp_path / str(count))) for count in (1, 2))
+  for name in one:
+    np.testing.assert_array_equal(two[name], one[name], err_msg=name)
+  results = [json.loads((tmp_path / str(n) / "results.json").read_text()) for n in (1, 2)]
+  assert [len(each["members"]) for each in results] == [3, 3]
+  for metrics in zip(*(each["members"] for each in results), strict=True):
+    assert metrics[0]["test"] == metrics[1]["test"]
+  assert results[0]["mean"] == results[1]["mean"]
 
 
 @pytest.mark.slow
