@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmoe_jax import data
+from mmoe_jax import data, parallel
 from mmoe_jax.config import override
 from mmoe_jax.parallel.devices import AXIS
 from mmoe_jax.training import saving
@@ -83,8 +83,8 @@ def explain_member(
 ) -> str:
   """Returns the end of an error line about a member that diverged.
 
-  A separate run repeats the member's steps since the last save, unless its rows were drawn in
-  each step.
+  A separate run repeats the member's steps since the last save, on a single host, and unless its
+  rows were drawn in each step.
 
   Args:
     population: the population.
@@ -105,7 +105,7 @@ def explain_member(
   elif restored is not None:
     saved, done = restored.item, restored.epoch
   train = splits[member % len(splits)]["train"]
-  if isinstance(train, DrawnRows):
+  if isinstance(train, DrawnRows) or parallel.has_several_hosts():
     return describe(None, done or None)
   config = override(population.config, {**population.members[member], "train.devices": 1})
   run = compile_run(config, schema, train)
