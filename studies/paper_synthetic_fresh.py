@@ -41,7 +41,9 @@ EPOCHS = 24
 HELD_OUT = 10_000
 BATCH, SCHEDULE = "train.batch_size", "optimizer.dense.schedule"
 FIRST = {BATCH: 256, SCHEDULE: "constant"}  # The rate is searched with these.
-REFINED = tuple({BATCH: b, SCHEDULE: s} for b in (256, 1024) for s in ("constant", "cosine"))
+REFINED = tuple(
+  {BATCH: b, SCHEDULE: s} for b, s in ((256, "cosine"), (1024, "constant"), (1024, "cosine"))
+)
 PARTS = ("search", "study", "causes", "report")
 GROUPS, REPEATS = 6, 5  # Of the causes.
 LONGER, LONGER_RUNS = 4, 10
@@ -160,43 +162,50 @@ def run_search(
   out: str,
   size: Size,
   minutes: float,
+  rates: Sequence[float] = RATES,
+  refined: Sequence[Mapping[str, Any]] = REFINED,
   path: str = SETTINGS,
 ) -> None:
-  """Selects rate, batch size and schedule of each model at each p; writes them to `path`."""
+  """Selects rate, batch size and schedule of each model at each p; writes them to `path`.
+
+  Args:
+    models: names of models.
+    correlations: each p.
+    seeds: trainings of each setting.
+    out: output folder.
+    size: rows and epochs.
+    minutes: start no population after them.
+    rates: learning rates, with the settings FIRST.
+    refined: further settings with the best of the rates.
+    path: file of the chosen settings.
+  """
   require(seeds >= 1, f"--search_seeds={seeds}: must be at least 1")
-  trainer = Trainer(out, size, len(models) * len(correlations) * len(REFINED), minutes)
+  trainer = Trainer(out, size, len(models) * len(correlations) * (1 + len(refined)), minutes)
   runs = [Run(SEARCH_SEED + s, SEARCH_SEED + s) for s in range(seeds)]
-  chosen = resumable.read_if_exists(path)
-  for model in models:
-    for correlation in correlations:
+  for correlation in correlations:
+    for model in models:
       of_rates = Population(
         os.path.join("search", name(model, correlation), "rates"),
         model,
         correlation,
         FIRST,
-        runs * len(RATES),
-        [rate for rate in RATES for _ in runs],
+        runs * len(rates),
+        [rate for rate in rates for _ in runs],
       )
-      loss_RATExS = _validation_loss(trainer.train(of_rates)).reshape(len(RATES), seeds)
-      by_rate = loss_RATExS.mean(1)
-      require(np.isfinite(by_rate).any(), f"{of_rates.folder}: diverged at every learning rate")
-      rate = RATES[int(np.nanargmin(by_rate))]
-      trials = {_describe({RATE: r, **FIRST}): v for r, v in zip(RATES, by_rate, strict=True)}
-      settings = {_describe({RATE: r, **FIRST}): {RATE: r, **FIRST} for r in RATES}
-      for refined in REFINED:
-        candidate = {RATE: rate, **refined}
-        settings[_describe(candidate)] = candidate
-        if refined != FIRST:
-          folder = os.path.join("search", name(model, correlation), _describe(refined))
-          done = trainer.train(Population(folder, model, correlation, candidate, runs))
-          trials[_describe(candidate)] = _validation_loss(done).mean()
-      best = min(trials, key=lambda trial: np.nan_to_num(trials[trial], nan=np.inf))
-      chosen[name(model, correlation)] = {
-        "settings": settings[best],
-        "validation_loss": {trial: float(value) for trial, value in trials.items()},
-        "trainings_of_each": seeds,
+      loss_RATExS = _validation_loss(trainer.train(of_rates)).reshape(len(rates), seeds)
+      trials = [({RATE: r, **FIRST}, loss_S) for r, loss_S in zip(rates, loss_RATExS, strict=True)]
+      best = _best(trials)
+      for settings in refined:
+        candidate = {**best, **settings}
+        folder = os.path.join("search", name(model, correlation), _describe(settings))
+        done = trainer.train(Population(folder, model, correlation, candidate, runs))
+        trials.append((candidate, _validation_loss(done)))
+      of_model = {
+        "settings": _best(trials),
+        "validation_loss": {_describe(each): loss_S.tolist() for each, loss_S in trials},
       }
-      write_json(path, chosen)
+      # Read again, because another process may have searched for other models.
+      write_json(path, resumable.read_if_exists(path) | {name(model, correlation): of_model})
 
 
 def study_populations(
@@ -250,6 +259,15 @@ def settings_of(chosen: Mapping[str, Any], model: str, correlation: float) -> di
   return dict(chosen[of]["settings"])
 
 
+def _best(trials: Sequence[tuple[Mapping[str, Any], np.ndarray]]) -> dict[str, Any]:
+  """Returns the settings of the lowest mean loss; those with which a run diverged are left out."""
+  finite = [
+    (loss_S.mean(), dict(settings)) for settings, loss_S in trials if np.isfinite(loss_S).all()
+  ]
+  require(len(finite) > 0, "training diverged with every setting of the search")
+  return min(finite, key=lambda trial: trial[0])[1]
+
+
 def _describe(settings: Mapping[str, Any]) -> str:
   return ",".join(f"{key.split('.')[-1]}={value}" for key, value in settings.items())
 
@@ -272,7 +290,8 @@ def main(argv: list[str]) -> None:
   size = Size(_ROWS.value, _EPOCHS.value, _HELD_OUT.value)
   if _PART.value == "search":
     settings = (_SEARCH_SEEDS.value, _OUT.value, size, _MINUTES.value)
-    run_search(_MODELS.value, correlations, *settings)
+    rates = [float(text) for text in _RATES.value]
+    run_search(_MODELS.value, correlations, *settings, rates, REFINED if _REFINE.value else ())
     return
   chosen = resumable.read_if_exists(SETTINGS)
   if _PART.value == "study":
@@ -290,6 +309,8 @@ if __name__ == "__main__":
   _RUNS = flags.DEFINE_integer("runs", 20, "Runs of each model and p.")
   _MEMBERS = flags.DEFINE_integer("members", 5, "Runs that train together.")
   _SEARCH_SEEDS = flags.DEFINE_integer("search_seeds", 2, "Trainings of each setting.")
+  _RATES = flags.DEFINE_list("rates", list(map(str, RATES)), "Learning rates of the search.")
+  _REFINE = flags.DEFINE_bool("refine", True, "Search batch size and schedule, too.")
   _MODELS = flags.DEFINE_list("models", list(MODELS), "Which models.")
   _CORRELATIONS = flags.DEFINE_list("correlations", list(map(str, CORRELATIONS)), "Which p.")
   _ROWS = flags.DEFINE_integer("rows", ROWS, "Train rows per epoch.")
