@@ -10,8 +10,8 @@ twice (fresh_rows.py). The search selects, for each model and p, the learning ra
 paper's three, then the batch size and the schedule at that rate, by validation loss on other
 seeds. The study trains the same runs for all models; run r has the same rows for each.
 
-The causes are those of MMoE's spread: tasks repeated with other initialisations, initialisations
-repeated with other rows, and runs of four times as many rows.
+The causes repeat runs with the highest learning rate, tasks with other initialisations,
+initialisations with other rows, and runs on four times as many rows.
 
 Each part trains populations of --members runs in separate folders of --out and resumes when it is
 started again; --minutes stops it before the next population. The report reads what is finished.
@@ -25,12 +25,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
+from benchmarks import records
 from configs import synthetic as synthetic_config
 from mmoe_jax import cache, commands, parallel
 from mmoe_jax.config import override
 from mmoe_jax.errors import require, require_known
 from mmoe_jax.files import write_json
-from studies import fresh_rows, resumable
+from studies import fresh_rows, fresh_runs, fresh_tables, resumable
 from studies import synthetic_figures as figures
 from studies.paper_synthetic import CORRELATIONS, MODELS, RATE, RATES, SEARCH_SEED
 from studies.progress import Progress
@@ -45,8 +46,11 @@ REFINED = tuple(
   {BATCH: b, SCHEDULE: s} for b, s in ((256, "cosine"), (1024, "constant"), (1024, "cosine"))
 )
 PARTS = ("search", "study", "causes", "report")
-GROUPS, REPEATS = 6, 5  # Of the causes.
-LONGER, LONGER_RUNS = 4, 10
+CAUSES = ("rate", "task", "rows", "longer")
+GROUPS, REPEATS = 5, 4  # Of the causes `task` and `rows`.
+FIRST_RUNS = 5  # Runs of the study that the causes `rate` and `longer` repeat.
+HIGHEST_RATE = max(RATES)
+LONGER = 4
 
 
 class Run(NamedTuple):
@@ -226,30 +230,35 @@ def study_populations(
 
 
 def cause_populations(
-  correlations: Sequence[float], chosen: Mapping[str, Any], model: str = "mmoe"
+  causes: Sequence[str],
+  models: Sequence[str],
+  correlations: Sequence[float],
+  chosen: Mapping[str, Any],
 ) -> Iterator[Population]:
-  """Yields the populations that separate causes of a model's spread.
+  """Yields the populations that separate causes of the losses' level and spread.
 
-  `task` repeats each of GROUPS tasks with REPEATS initialisations and sequences of rows; `rows`
-  repeats each of GROUPS initialisations of one task with REPEATS sequences of rows; `longer`
-  trains the study's first runs on LONGER times as many rows.
+  `rate` repeats the study's first runs with the highest learning rate; `longer` on LONGER times as
+  many rows; `task` repeats each of GROUPS tasks with REPEATS initialisations and sequences of rows;
+  `rows` repeats each of GROUPS initialisations of one task with REPEATS sequences of rows.
   """
-  for correlation in correlations:
-    settings = settings_of(chosen, model, correlation)
-    of = name(model, correlation)
-    for g in range(GROUPS):
-      seeds = range(1000 + g * REPEATS, 1000 + (g + 1) * REPEATS)
-      repeated = {
-        "task": [Run(seed, g) for seed in seeds],
-        "rows": [Run(2000 + g, 0, stream) for stream in range(REPEATS)],
-      }
-      for kind, runs in repeated.items():
-        folder = os.path.join("causes", of, kind, f"group_{g:02d}")
-        yield Population(folder, model, correlation, settings, runs)
-    for start in range(0, LONGER_RUNS, REPEATS):
-      folder = os.path.join("causes", of, "longer", f"runs_{start:04d}")
-      runs = [Run(s, s) for s in range(start, start + REPEATS)]
-      yield Population(folder, model, correlation, settings, runs, epochs=LONGER)
+  first = [Run(seed, seed) for seed in range(FIRST_RUNS)]
+  for cause in causes:
+    for correlation in correlations:
+      for model in models:
+        settings = settings_of(chosen, model, correlation)
+        folder = os.path.join("causes", cause, name(model, correlation))
+        if cause == "rate":
+          yield Population(folder, model, correlation, {**settings, RATE: HIGHEST_RATE}, first)
+        elif cause == "longer":
+          yield Population(folder, model, correlation, settings, first, epochs=LONGER)
+        for group in range(GROUPS) if cause in ("task", "rows") else ():
+          if cause == "task":
+            seeds = range(1000 + group * REPEATS, 1000 + (group + 1) * REPEATS)
+            runs = [Run(seed, task=group) for seed in seeds]
+          else:
+            runs = [Run(2000 + group, 0, stream) for stream in range(REPEATS)]
+          of_group = os.path.join(folder, f"group_{group:02d}")
+          yield Population(of_group, model, correlation, settings, runs)
 
 
 def settings_of(chosen: Mapping[str, Any], model: str, correlation: float) -> dict[str, Any]:
@@ -257,6 +266,15 @@ def settings_of(chosen: Mapping[str, Any], model: str, correlation: float) -> di
   of = name(model, correlation)
   require(of in chosen, f"{of} has no searched settings; run --part search first")
   return dict(chosen[of]["settings"])
+
+
+def report(out: str, results: str) -> None:
+  """Writes the runs of each part that is trained, completely or not, as a result file."""
+  settings = {"first": FIRST, "rates": RATES}
+  for part in PARTS[:-1]:
+    runs = fresh_runs.read(out, part)
+    if runs:
+      print(records.write(results, f"{fresh_tables.FOLDER}/{part}", runs, settings=settings))
 
 
 def _best(trials: Sequence[tuple[Mapping[str, Any], np.ndarray]]) -> dict[str, Any]:
@@ -288,6 +306,9 @@ def main(argv: list[str]) -> None:
   require(_MEMBERS.value >= 1, f"--members={_MEMBERS.value}: must be at least 1")
   correlations = [float(text) for text in _CORRELATIONS.value]
   size = Size(_ROWS.value, _EPOCHS.value, _HELD_OUT.value)
+  if _PART.value == "report":
+    report(_OUT.value, _RESULTS.value)
+    return
   if _PART.value == "search":
     settings = (_SEARCH_SEEDS.value, _OUT.value, size, _MINUTES.value)
     rates = [float(text) for text in _RATES.value]
@@ -298,7 +319,10 @@ def main(argv: list[str]) -> None:
     arguments = (_MODELS.value, correlations, _RUNS.value, _MEMBERS.value)
     populations = list(study_populations(*arguments, chosen))
   else:
-    populations = list(cause_populations(correlations, chosen))
+    for cause in _CAUSES.value:
+      require_known(cause, CAUSES, "a name in --causes")
+    arguments = (_CAUSES.value, _MODELS.value, correlations)
+    populations = list(cause_populations(*arguments, chosen))
   trainer = Trainer(_OUT.value, size, len(populations), _MINUTES.value)
   for population in populations:
     trainer.train(population)
@@ -309,6 +333,7 @@ if __name__ == "__main__":
   _RUNS = flags.DEFINE_integer("runs", 20, "Runs of each model and p.")
   _MEMBERS = flags.DEFINE_integer("members", 5, "Runs that train together.")
   _SEARCH_SEEDS = flags.DEFINE_integer("search_seeds", 2, "Trainings of each setting.")
+  _CAUSES = flags.DEFINE_list("causes", list(CAUSES), "Which causes.")
   _RATES = flags.DEFINE_list("rates", list(map(str, RATES)), "Learning rates of the search.")
   _REFINE = flags.DEFINE_bool("refine", True, "Search batch size and schedule, too.")
   _MODELS = flags.DEFINE_list("models", list(MODELS), "Which models.")
@@ -317,5 +342,6 @@ if __name__ == "__main__":
   _EPOCHS = flags.DEFINE_integer("epochs", EPOCHS, "Epochs of a run.")
   _HELD_OUT = flags.DEFINE_integer("held_out", HELD_OUT, "Validation and test rows of a run.")
   _MINUTES = flags.DEFINE_float("minutes", 1e9, "Start no population after that many minutes.")
+  _RESULTS = flags.DEFINE_string("results", records.FOLDER, "Folder of result files to write to.")
   _OUT = flags.DEFINE_string("out", None, "Where populations and tables go.", required=True)
   commands.run(main, resumes=True)

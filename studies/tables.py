@@ -21,10 +21,10 @@ from absl import flags
 from benchmarks import records
 from mmoe_jax import commands
 from mmoe_jax.files import write_atomically
-from studies import benchmark_tables, documents, study_tables
+from studies import benchmark_tables, documents, fresh_tables, study_tables
 
 DOCUMENTS = ("README.md", "studies/README.md", "benchmarks/README.md")
-SOURCES = (study_tables, benchmark_tables)
+SOURCES = (study_tables, fresh_tables, benchmark_tables)
 
 
 def sources() -> tuple[dict[str, documents.Table], dict[str, documents.Figure]]:
