@@ -45,10 +45,11 @@ FIRST = {BATCH: 256, SCHEDULE: "constant"}  # The rate is searched with these.
 REFINED = tuple(
   {BATCH: b, SCHEDULE: s} for b, s in ((256, "cosine"), (1024, "constant"), (1024, "cosine"))
 )
+MEMBERS = 5  # Runs that train together.
 PARTS = ("search", "study", "causes", "report")
 CAUSES = ("rate", "task", "rows", "longer")
 GROUPS, REPEATS = 5, 4  # Of the causes `task` and `rows`.
-FIRST_RUNS = 5  # Runs of the study that the causes `rate` and `longer` repeat.
+FIRST_RUNS = {"rate": 5, "longer": 10}  # Runs of the study that these causes repeat.
 HIGHEST_RATE = max(RATES)
 LONGER = 4
 
@@ -241,16 +242,19 @@ def cause_populations(
   many rows; `task` repeats each of GROUPS tasks with REPEATS initialisations and sequences of rows;
   `rows` repeats each of GROUPS initialisations of one task with REPEATS sequences of rows.
   """
-  first = [Run(seed, seed) for seed in range(FIRST_RUNS)]
   for cause in causes:
     for correlation in correlations:
       for model in models:
         settings = settings_of(chosen, model, correlation)
         folder = os.path.join("causes", cause, name(model, correlation))
-        if cause == "rate":
-          yield Population(folder, model, correlation, {**settings, RATE: HIGHEST_RATE}, first)
-        elif cause == "longer":
-          yield Population(folder, model, correlation, settings, first, epochs=LONGER)
+        for start in range(0, FIRST_RUNS.get(cause, 0), MEMBERS):
+          runs = [Run(seed, seed) for seed in range(start, start + MEMBERS)]
+          of_runs = os.path.join(folder, f"runs_{start:04d}")
+          if cause == "rate":
+            high = {**settings, RATE: HIGHEST_RATE}
+            yield Population(of_runs, model, correlation, high, runs)
+          else:
+            yield Population(of_runs, model, correlation, settings, runs, epochs=LONGER)
         for group in range(GROUPS) if cause in ("task", "rows") else ():
           if cause == "task":
             seeds = range(1000 + group * REPEATS, 1000 + (group + 1) * REPEATS)
@@ -331,7 +335,7 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
   _PART = flags.DEFINE_string("part", None, f"One of {', '.join(PARTS)}.", required=True)
   _RUNS = flags.DEFINE_integer("runs", 20, "Runs of each model and p.")
-  _MEMBERS = flags.DEFINE_integer("members", 5, "Runs that train together.")
+  _MEMBERS = flags.DEFINE_integer("members", MEMBERS, "Runs that train together.")
   _SEARCH_SEEDS = flags.DEFINE_integer("search_seeds", 2, "Trainings of each setting.")
   _CAUSES = flags.DEFINE_list("causes", list(CAUSES), "Which causes.")
   _RATES = flags.DEFINE_list("rates", list(map(str, RATES)), "Learning rates of the search.")

@@ -106,10 +106,10 @@ def test_runs_of_the_study_are_paired_and_causes_repeat_them(fake, tmp_path):
   causes = {}
   for p in study.cause_populations(study.CAUSES, ("mmoe",), (0.5,), chosen):
     causes.setdefault(p.folder.split("/")[1], []).append(p)
-  first = populations[0].runs[: study.FIRST_RUNS]
-  assert causes["rate"][0].runs == causes["longer"][0].runs == first
+  assert causes["rate"][0].runs == causes["longer"][0].runs == populations[0].runs
   assert causes["rate"][0].settings[study.RATE] == 1e-2
-  assert causes["longer"][0].epochs == 4
+  assert [p.epochs for p in causes["longer"]] == [4, 4]
+  assert [r.seed for r in causes["longer"][1].runs] == [5, 6, 7, 8, 9]
   for p in causes["task"]:
     assert len({r.task for r in p.runs}) == 1
     assert len({r.seed for r in p.runs}) == study.REPEATS
