@@ -72,10 +72,9 @@ def of_population(folder: str) -> list[dict[str, Any]]:
       "batch_size": done["config"]["train"]["batch_size"],
       "schedule": settings["schedule"],
     }
-    run |= {f"{name}/mse": loss_M[m] for name, loss_M in losses.items()}
-    last = len(curves_KxM) - 1
+    run |= {f"{name}/mse": float(loss_M[m]) for name, loss_M in losses.items()}
     for name, part in (("half", HALF), ("three_quarters", MOST), ("end", 1)):
-      run[f"validation/mse_at_{name}"] = curves_KxM[round(part * (last + 1)) - 1, m]
+      run[f"validation/mse_at_{name}"] = float(curves_KxM[round(part * len(curves_KxM)) - 1, m])
     run |= {"best_epoch": result.get("best_epoch"), "parameters": result["parameters"]}
     run |= _gates(result.get("gates", {})) | _units(arrays, m, made)
     runs.append(run)

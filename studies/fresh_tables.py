@@ -16,6 +16,7 @@ from studies.documents import Table
 from studies.variance_components import components
 
 LOSS = "test/mse"
+STUCK = 0.1  # A run above this loss counts as stuck; most end below half of it.
 FOLDER = "paper_synthetic_fresh"
 Runs = Sequence[Mapping[str, Any]]
 # Measures of a network and what they are called.
@@ -60,9 +61,13 @@ def spread(record: Record) -> str:
       quantiles = np.quantile(loss_R, (0.05, 0.5, 0.95))
       cells += [tables.number(q) for q in (*quantiles, row["largest"])]
       cells += [f"{tables.number(row['std'])} ({tables.number(low)} to {tables.number(high)})"]
+      above = int((loss_R > STUCK).sum())
+      share = statistics.share_interval(above, len(loss_R))
+      cells += [f"{above} ({' to '.join(tables.number(100 * s, 0) for s in share)} %)"]
       lines.append([*cells, tables.number(row["paper_loss"], 3)])
   header = ("p, model", "runs", "mean", "95 % interval", "5 %", "median", "95 %", "largest")
-  return tables.markdown((*header, "std (95 % interval)", "paper, by eye"), lines)
+  header += ("std (95 % interval)", f"runs above {STUCK}", "paper, by eye")
+  return tables.markdown(header, lines)
 
 
 def pairs(record: Record) -> str:

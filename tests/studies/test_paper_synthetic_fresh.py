@@ -172,6 +172,8 @@ def test_tables_of_the_study():
   ]
   assert "| 0.0550 | 0.05" in lines[-1]
   assert "| 0.0033 (" in lines[-1]
+  assert "| 0 (0 to 26 %) | 0.080 |" in lines[-1]
+  assert "| 12 (74 to 100 %) | 0.255 |" in lines[2]
   difference = fresh_tables.pairs(record(runs)).splitlines()[-1]
   assert "mmoe \N{MINUS SIGN} omoe | \N{MINUS SIGN}0.1950 |" in difference
   assert "| 100 % (74 to 100) | 0.10 (0.10 to 0.10) |" in difference
