@@ -333,7 +333,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  _PART = flags.DEFINE_string("part", None, f"One of {', '.join(PARTS)}.", required=True)
+  _PART = flags.DEFINE_string("part", None, "search, study, causes or report.", required=True)
   _RUNS = flags.DEFINE_integer("runs", 20, "Runs of each model and p.")
   _MEMBERS = flags.DEFINE_integer("members", MEMBERS, "Runs that train together.")
   _SEARCH_SEEDS = flags.DEFINE_integer("search_seeds", 2, "Trainings of each setting.")
