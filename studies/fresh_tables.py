@@ -12,7 +12,7 @@ from scipy import stats
 from benchmarks.records import Record
 from mmoe_jax.evaluation import statistics, tables
 from studies import synthetic_figures as figures
-from studies.documents import Table
+from studies.documents import Figure, Table
 from studies.variance_components import components
 
 LOSS = "test/mse"
@@ -233,3 +233,4 @@ TABLES: dict[str, Table] = {
   f"{FOLDER}/longer": Table((_STUDY, _CAUSES), longer),
   f"{FOLDER}/sources": Table((_CAUSES,), sources),
 }
+FIGURES: dict[str, Figure] = {}
