@@ -125,7 +125,9 @@ def _explained(
     checkpoints.wait()
     saved = max(contract.saved_epochs(workdir), default=None)
     is_warm = run.config.train.warm_start and saved is None
-    start = warm_start.warm_start(run, schema).state if is_warm else run.start_from(None)
+    start = run.start_from(None)  # Training has donated that of the run.
+    if is_warm:
+      start = warm_start.warm_start(run._replace(state=start), schema).state
     done, state, _, unfinished = _restore(checkpoints, run, start)
     steps = unfinished.steps if unfinished else 0
     fault = divergence.find_fault(run, state, done, steps, epoch)
