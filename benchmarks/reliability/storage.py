@@ -19,8 +19,8 @@ from mmoe_jax.errors import UserError, require
 from mmoe_jax.workdir import contract, preemption, remote, remote_state
 
 _SETTINGS = (
-  "--config.train.batch_size=64",
-  "--config.train.epochs=20",
+  "--config.train.batch_size=256",
+  "--config.train.epochs=8",
   "--config.select.patience=0",
 )
 _WAIT_SECONDS = 240.0

@@ -91,7 +91,9 @@ def run_search(
     finished_before = len(finished)
     while len(finished) < trials:
       drawn = draw(study, dimensions, min(round_size, trials - len(finished)), seed)
-      for group in _group_by_fixed_settings(drawn):
+      groups = _group_by_fixed_settings(drawn)
+      _remove_other_populations(workdir, [group[0][0].number for group in groups])
+      for group in groups:
         folder = os.path.join(workdir, _POPULATIONS, str(group[0][0].number))
         results = trainer.train([settings for _, settings in group], finished, folder)
         for (trial, _), result in zip(group, results, strict=True):
@@ -236,6 +238,14 @@ def _group_by_fixed_settings(
   for trial, settings in drawn:
     groups.setdefault(_key(_separate_floats(settings)[0]), []).append((trial, settings))
   return list(groups.values())
+
+
+def _remove_other_populations(workdir: str, numbers: Sequence[int]) -> None:
+  """Removes populations of which a process was killed after it had stored the first trial."""
+  folder = os.path.join(workdir, _POPULATIONS)
+  for name in os.listdir(folder) if os.path.isdir(folder) else []:
+    if name not in map(str, numbers):
+      shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
 
 
 def _claim(workdir: str, config: Any, space: Any, seed: int) -> None:

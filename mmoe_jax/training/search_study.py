@@ -15,6 +15,8 @@ from mmoe_jax.training import search_space
 
 Settings = dict[str, Any]
 _DATABASE = "search.db"
+_ENTRIES = ("note", "validation", "best_epoch", "epochs", "seconds")  # Of a finished trial.
+_ROUND = "round"  # Attribute of a trial: number of the first trial of its round, and its size.
 
 
 @contextlib.contextmanager
@@ -45,31 +47,62 @@ def draw(
 ) -> list[tuple[optuna.Trial, Settings]]:
   """Returns the open trials of an interrupted round, or new ones.
 
+  A trial is stored with its settings at once, and knows its round: after a kill within, the others
+  are drawn as they would have been.
+
   Args:
     study: the study.
     space: the search space.
     count: number of new trials.
     seed: seed of the search.
   """
-  running = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING])
-  number = len(study.get_trials(deepcopy=False))
+  trials = study.get_trials(deepcopy=False)
+  open_trials = _open(trials)
+  first, size = len(trials), count
+  if open_trials:  # Rounds of earlier versions are whole.
+    first, size = open_trials[0].user_attrs.get(_ROUND, (0, 0))
+  if len(trials) < first + size:
+    for template in _draw_round(trials[:first], space, size, seed)[len(trials) - first :]:
+      study.add_trial(template)
+    open_trials = _open(study.get_trials(deepcopy=False))
+  found = [optuna.Trial(study, trial._trial_id) for trial in open_trials]
+  return [(trial, search_space.suggest(trial, space)) for trial in found]
+
+
+def _open(trials: Sequence[optuna.trial.FrozenTrial]) -> list[optuna.trial.FrozenTrial]:
+  return [trial for trial in trials if trial.state == optuna.trial.TrialState.RUNNING]
+
+
+def _draw_round(
+  before: Sequence[optuna.trial.FrozenTrial],
+  space: Sequence[search_space.Dimension],
+  size: int,
+  seed: int,
+) -> list[optuna.trial.FrozenTrial]:
+  """Returns the trials of a round, which depend on the earlier trials and the seed only."""
+  first = len(before)
+  round_seed = int(np.random.SeedSequence([seed, first]).generate_state(1)[0])
   with warnings.catch_warnings():
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    # A new sampler per round, so that draws depend on earlier trials and not on interruptions.
-    round_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-    study.sampler = optuna.samplers.TPESampler(
-      seed=round_seed, multivariate=True, constant_liar=True
+    sampler = optuna.samplers.TPESampler(seed=round_seed, multivariate=True, constant_liar=True)
+  study = optuna.create_study(direction="maximize", sampler=sampler)
+  study.add_trials(before)
+  for _ in range(size):
+    search_space.suggest(study.ask(), space)
+  return [
+    optuna.trial.create_trial(
+      state=trial.state,
+      params=trial.params,
+      distributions=trial.distributions,
+      user_attrs={_ROUND: (first, size)},
     )
-  if running:
-    trials = [optuna.Trial(study, trial._trial_id) for trial in running]
-  else:
-    trials = (study.ask() for _ in range(count))
-  return [(trial, search_space.suggest(trial, space)) for trial in trials]
+    for trial in study.get_trials()[first:]
+  ]
 
 
 def tell(study: optuna.Study, trial: optuna.Trial, result: Mapping[str, Any]) -> None:
   """Stores the result of a trial: `value`, None if it failed, and further entries."""
-  for key in ("note", "validation", "best_epoch", "epochs", "seconds"):
+  for key in _ENTRIES:
     trial.set_user_attr(key, result.get(key))
   if result["value"] is None:
     study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -86,6 +119,7 @@ def finished_trials(
     if trial.state.is_finished():
       settings = search_space.suggest(optuna.trial.FixedTrial(trial.params), space)
       finished.append(
-        {"number": trial.number, "settings": settings, "value": trial.value, **trial.user_attrs}
+        {"number": trial.number, "settings": settings, "value": trial.value}
+        | {key: trial.user_attrs.get(key) for key in _ENTRIES}
       )
   return sorted(finished, key=lambda t: (t["value"] is None, -(t["value"] or 0.0), t["number"]))

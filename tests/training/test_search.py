@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 
+import optuna
 import pytest
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
@@ -139,6 +140,28 @@ def test_an_interrupted_search_ends_as_an_uninterrupted_one(config, tmp_path, mo
   assert {n: more[n] for n in expected} == expected
 
 
+@pytest.mark.parametrize("added", [1, 6])
+def test_a_search_that_is_killed_while_it_draws_ends_as_an_uninterrupted_one(
+  config, tmp_path, monkeypatch, added
+):
+  Trainer(monkeypatch)
+  expected = drawn(run_search(config, tmp_path / "whole"))
+  add, left = optuna.Study.add_trial, itertools.count(-added)
+
+  def add_or_end(study, trial):
+    if study.study_name == "search" and next(left) == 0:
+      raise KeyboardInterrupt
+    add(study, trial)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(optuna.Study, "add_trial", add_or_end)
+    with pytest.raises(KeyboardInterrupt):
+      run_search(config, tmp_path / "w")
+  (tmp_path / "w" / "populations" / "99").mkdir(parents=True)  # Of trials that are stored.
+  assert drawn(run_search(config, tmp_path / "w")) == expected
+  assert os.listdir(tmp_path / "w" / "populations") == []
+
+
 def test_a_signal_ends_a_search_after_the_population_in_hand(config, tmp_path, monkeypatch):
   whole = Trainer(monkeypatch)
   expected = drawn(run_search(config, tmp_path / "whole"))
@@ -155,6 +178,7 @@ def test_a_signal_ends_a_search_after_the_population_in_hand(config, tmp_path, m
 
 KILLED = """
 import os, signal, sys
+import optuna
 import pytest
 from configs import smoke
 from tests.training import test_search
