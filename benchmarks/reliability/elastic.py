@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.reliability import jobs
 from configs import smoke
+from mmoe_jax import cache
 from mmoe_jax.errors import require
 from mmoe_jax.training import loop, train_rows
 from mmoe_jax.workdir import contract, logs, preemption
@@ -129,6 +130,7 @@ def require_equal(found: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+  cache.keep_programs()
   _FOLDER, _INPUTS = sys.argv[1:]
   _DATA = os.path.join(_INPUTS, "census")
   _FOUND = {
