@@ -35,12 +35,12 @@ TRUE = "true probabilities"
 TRUTH = {"click": "p_click", "purchase": "p_purchase"}
 
 
-def prepare(folder: str, users: int, items: int) -> str:
-  """Simulates and prepares one file of impressions, unless it is there; returns the folder."""
+def prepare(folder: str, users: int, items: int, rows: int = clicks.ROWS_PER_FILE) -> str:
+  """Simulates and prepares impressions, unless they are there; returns the folder."""
   prepared = os.path.join(folder, "data")
   if not os.path.exists(os.path.join(prepared, data.SCHEMA_FILE)):
     log = os.path.join(folder, "log")
-    paths = clicks.write_log(log, clicks.ROWS_PER_FILE, 0, users, items)
+    paths = clicks.write_log(log, rows, 0, users, items)
     spec = read_spec(clicks.SPEC)
     # Users and items are few here, so that what they like can be learned: no hashing.
     known = Column(role="category", min_count=2)
