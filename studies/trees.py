@@ -30,6 +30,7 @@ from mmoe_jax.files import read_json_object, save_array, write_atomically, write
 from mmoe_jax.prediction.predictor import Predictor
 from mmoe_jax.training import loop, search
 from mmoe_jax.training.search_study import draw, finished_trials, open_study, tell
+from mmoe_jax.workdir import preemption
 from studies import resumable, tree_models, trees_tables
 from studies.tree_models import LIBRARIES
 
@@ -91,12 +92,14 @@ def search_library(
       if finished and budget.minutes and elapsed_s > 60 * budget.minutes:
         break
       trial, settings = draw(study, dimensions, 1, 0)[0]
-      fitted = LIBRARIES[library].fit(
-        rows["train"], rows["validation"], settings, 0, budget.thread_count
-      )
-      tell(study, trial, {"value": fitted.validation, "seconds": fitted.seconds})
+      with preemption.deferred():
+        fitted = LIBRARIES[library].fit(
+          rows["train"], rows["validation"], settings, 0, budget.thread_count
+        )
+        tell(study, trial, {"value": fitted.validation, "seconds": fitted.seconds})
       finished = finished_trials(study, dimensions)
       print(f"{folder}: trial {len(finished)}, best {finished[0]['value']:.5f}", flush=True)
+      preemption.stop_if_requested()
   return finished[0] | {"trials": len(finished), "seconds": sum(t["seconds"] for t in finished)}
 
 
@@ -122,25 +125,29 @@ def run_library(
     # More trials may choose other settings; then the seeds are trained again.
     if resumable.read_if_exists(path).get("settings") == settings:
       continue
-    fitted = LIBRARIES[library].fit(
-      rows["train"], rows["validation"], settings, seed, budget.thread_count
-    )
-    start = time.perf_counter()
-    scores_N = np.asarray(fitted.score(rows["test"]), np.float64)
-    seconds = time.perf_counter() - start
-    save_array(os.path.join(folder, f"scores_{seed}.npy"), scores_N)
-    write_json(
-      path,
-      {"seed": seed, "settings": settings, "trees": fitted.trees, "validation": fitted.validation}
-      | {"train_seconds": fitted.seconds, "score_seconds": seconds},
-    )
-    print(f"{path}: validation AUC {fitted.validation:.5f}, {fitted.trees} trees", flush=True)
+    with preemption.deferred():
+      fitted = LIBRARIES[library].fit(
+        rows["train"], rows["validation"], settings, seed, budget.thread_count
+      )
+      start = time.perf_counter()
+      scores_N = np.asarray(fitted.score(rows["test"]), np.float64)
+      seconds = time.perf_counter() - start
+      save_array(os.path.join(folder, f"scores_{seed}.npy"), scores_N)
+      write_json(
+        path,
+        {"seed": seed, "settings": settings, "trees": fitted.trees, "validation": fitted.validation}
+        | {"train_seconds": fitted.seconds, "score_seconds": seconds},
+      )
+      print(f"{path}: validation AUC {fitted.validation:.5f}, {fitted.trees} trees", flush=True)
+    preemption.stop_if_requested()
 
 
 def read_library(folder: str, seeds: int) -> np.ndarray | None:
   """Returns the test log odds (M, N, T) of the seeds that all tasks have; None without any."""
   folders = [os.path.join(folder, task) for task in TASKS]
-  chosen = [resumable.read_if_exists(os.path.join(f, "chosen.json")).get("settings") for f in folders]
+  chosen = [
+    resumable.read_if_exists(os.path.join(f, "chosen.json")).get("settings") for f in folders
+  ]
   found = []
   for seed in range(seeds):
     done = [resumable.read_if_exists(os.path.join(f, f"seed_{seed}.json")) for f in folders]
@@ -198,15 +205,29 @@ def read_ours(folder: str) -> np.ndarray | None:
 
 
 def run_method(
-  method: str, protocol: str, splits: Mapping[str, data.Split], budget: Budget, where: tuple
+  method: str,
+  protocol: str,
+  tasks: Sequence[str],
+  splits: Mapping[str, data.Split],
+  budget: Budget,
+  where: tuple[str, str],
 ) -> None:
-  """Trains what is missing of a method; `where` is (prepared data, output folder)."""
+  """Trains what is missing of a method.
+
+  Args:
+    method: one of METHODS.
+    protocol: one of PROTOCOLS.
+    tasks: tasks of a library; ours train all tasks at once.
+    splits: the rows.
+    budget: size of the study.
+    where: prepared data, and output folder.
+  """
   data_dir, out = where
   folder = os.path.join(out, protocol, method)
   if method in OURS:
     run_ours(method, protocol, data_dir, budget, folder)
     return
-  for task in TASKS:
+  for task in tasks:
     run_library(method, task, splits, budget, os.path.join(folder, task))
 
 
@@ -310,7 +331,7 @@ def load(data_dir: str, protocol: str) -> tuple[data.Schema, dict[str, data.Spli
 def main(argv: list[str]) -> None:
   """Runs the study, or measures times."""
   del argv
-  for flag, known in ((_PROTOCOLS, PROTOCOLS), (_METHODS, METHODS)):
+  for flag, known in ((_PROTOCOLS, PROTOCOLS), (_METHODS, METHODS), (_TASKS, TASKS)):
     require(len(flag.value) > 0, f"--{flag.name} is empty; known: {', '.join(known)}")
     for name in flag.value:
       require_known(name, known, f"a name in --{flag.name}")
@@ -331,7 +352,7 @@ def main(argv: list[str]) -> None:
     for protocol in _PROTOCOLS.value:
       _, splits = load(_DATA_DIR.value, protocol)
       for method in () if _TABLES.value else _METHODS.value:
-        run_method(method, protocol, splits, budget, where)
+        run_method(method, protocol, _TASKS.value, splits, budget, where)
       found = collect(protocol, _OUT.value, _SEEDS.value, splits["test"])
       if found is None:
         continue
@@ -349,6 +370,7 @@ if __name__ == "__main__":
   _DATA_DIR = flags.DEFINE_string("data_dir", "data/census", "Prepared Census.")
   _PROTOCOLS = flags.DEFINE_list("protocols", list(PROTOCOLS), "Protocols.")
   _METHODS = flags.DEFINE_list("methods", list(METHODS), "Methods to train; tables have all.")
+  _TASKS = flags.DEFINE_list("tasks", list(TASKS), "Tasks of libraries to train; tables have all.")
   _SEEDS = flags.DEFINE_integer("seeds", 20, "Seeds of each method.")
   _TRIALS = flags.DEFINE_integer("trials", 16, "Trials of each search.")
   _MINUTES = flags.DEFINE_float("minutes", 0.0, "Time limit of a library's search; 0: no limit.")
