@@ -217,6 +217,8 @@ def measure_time(
 ) -> list[dict[str, Any]]:
   """Measures the seconds per epoch of a single run of each weighting, interleaved.
 
+  Seconds of processors (`cpu_seconds`) depend less on other work on the machine.
+
   Args:
     group: a key of GROUPS.
     methods: keys of METHODS.
@@ -233,12 +235,15 @@ def measure_time(
   found = []
   for round_number in range(rounds + 1):
     for method in methods:
-      start = time.perf_counter()
+      start, cpu_start = time.perf_counter(), time.process_time()
       states[method], losses = compiled[method].train_epoch(states[method], round_number + 1)
       jax.block_until_ready((states[method], losses))
-      seconds = time.perf_counter() - start
-      if round_number:
-        found.append({"group": group, "method": method, "round": round_number, "seconds": seconds})
+      run = {"group": group, "method": method, "round": round_number}
+      run |= {
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - cpu_start,
+      }
+      found += [run] if round_number else []
   return found
 
 
@@ -268,8 +273,8 @@ def main(argv: list[str]) -> None:
       continue
     runs, rows = run_group(group, _METHODS.value, _SEEDS.value, _TRIALS.value, _OUT.value, data_dir)
     measured[group] = (runs, rows)
-    name = f"task_weightings/{group}"
-    records.write(_RESULTS.value, name, runs, settings=settings, rows=rows, note=_NOTE.value)
+    name, own = f"task_weightings/{group}", settings | {"group": group}
+    records.write(_RESULTS.value, name, runs, settings=own, rows=rows, note=_NOTE.value)
   if _TIME.value:
     rounds = {"rounds": _ROUNDS.value}
     records.write(_RESULTS.value, "task_weightings/time", times, settings=rounds, note=_NOTE.value)

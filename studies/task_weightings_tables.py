@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.records import Record
 from mmoe_jax.evaluation import statistics
 from mmoe_jax.evaluation.tables import markdown
 from studies import paired
@@ -78,12 +79,21 @@ def format_difference(difference: statistics.Estimate | None, p: float | None) -
 
 def format_times(runs: Sequence[Mapping[str, Any]]) -> str:
   """Formats the median time per epoch of each weighting, relative to BASELINE in the same round."""
-  seconds: dict[tuple[str, str], list[float]] = {}
+  found: dict[tuple[str, str], list[tuple[float, float]]] = {}
   for run in runs:
-    seconds.setdefault((run["group"], run["method"]), []).append(run["seconds"])
+    times = (run["seconds"], run["cpu_seconds"])
+    found.setdefault((run["group"], run["method"]), []).append(times)
   lines = []
-  for (group, method), values in seconds.items():
-    ratios = np.divide(values, seconds[group, BASELINE])
-    span = f"{ratios.min():.2f} to {ratios.max():.2f}"
-    lines.append([group, method, f"{np.median(values):.2f}", f"{np.median(ratios):.2f}", span])
-  return markdown(["group", "weighting", "s per epoch", "relative to static", "range"], lines)
+  for (group, method), times in found.items():
+    ratios_Rx2 = np.divide(times, found[group, BASELINE])
+    cells = [group, method, f"{np.median(times, axis=0)[0]:.2f}"]
+    for own_R in ratios_Rx2.T:
+      cells.append(f"{np.median(own_R):.2f} ({own_R.min():.2f} to {own_R.max():.2f})")
+    lines.append(cells)
+  header = ["group", "weighting", "s per epoch", "relative to static", "processor time, relative"]
+  return markdown(header, lines)
+
+
+def format_records(*found: Record) -> str:
+  """Formats the result files task_weightings/GROUP as `format_comparison` does."""
+  return format_comparison({r.settings["group"]: (r.runs, r.rows) for r in found})

@@ -284,10 +284,12 @@ def measure_time(methods: Sequence[str], budget: Budget, where: tuple) -> list[d
         continue
       rows = {name: tree_models.rows_of(split, t) for name, split in splits.items()}
       settings = read_json_object(path)["settings"]
+      cpu_start = time.process_time()
       fitted = LIBRARIES[method].fit(
         rows["train"], rows["validation"], settings, 0, budget.thread_count
       )
       run = {"method": method, "task": task, "train_seconds": fitted.seconds}
+      run["cpu_seconds"] = time.process_time() - cpu_start
       runs.append(run | {"score_seconds": _least_time(lambda f=fitted, r=rows: f.score(r["test"]))})
   require(len(runs) > 0, f"{out}: no search has finished; run the study without --time first")
   return runs
@@ -300,14 +302,15 @@ def _time_ours(method: str, data_dir: str, out: str, test: data.Split) -> dict[s
     config = override(config, read_json_object(path)["settings"])
   workdir = os.path.join(out, "time", method)
   shutil.rmtree(workdir, ignore_errors=True)
-  start = time.perf_counter()
+  start, cpu_start = time.perf_counter(), time.process_time()
   loop.train_and_evaluate(config, workdir)
-  seconds = time.perf_counter() - start
+  seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
   features, predictor = test.features, Predictor(workdir)
   return {
     "method": method,
     "task": "+".join(TASKS),
     "train_seconds": seconds,
+    "cpu_seconds": cpu_seconds,
     "score_seconds": _least_time(lambda: predictor.score(features)),
   }
 
@@ -356,7 +359,8 @@ def main(argv: list[str]) -> None:
       found = collect(protocol, _OUT.value, _SEEDS.value, splits["test"])
       if found is None:
         continue
-      settings = {"trials": _TRIALS.value, "chosen": describe(protocol, _OUT.value)}
+      settings = {"protocol": protocol, "trials": _TRIALS.value}
+      settings |= {"chosen": describe(protocol, _OUT.value)}
       keep = {"settings": settings, "rows": found[1], "packages": packages, "note": _NOTE.value}
       records.write(_RESULTS.value, f"trees/{protocol}", found[0], **keep)
       parts.append(trees_tables.format_comparison(protocol, *found))

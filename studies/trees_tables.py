@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.records import Record
 from mmoe_jax.evaluation import statistics
 from mmoe_jax.evaluation.tables import markdown
 from studies import paired
@@ -143,9 +144,16 @@ def _format(pair: tuple[float, float | None] | None) -> str:
   return f"**{text}**" if half is not None and abs(value) > half else text
 
 
+def format_records(*found: Record) -> str:
+  """Formats the result files trees/PROTOCOL as `format_comparison` does."""
+  return "\n\n".join(format_comparison(r.settings["protocol"], r.runs, r.rows) for r in found)
+
+
 def format_times(runs: Sequence[Mapping[str, Any]]) -> str:
   """Formats seconds of training one model and of scoring the test rows."""
+  header = ["method", "task", "training, s", "its processor time, s", "scoring the test rows, s"]
+  keys = (("train_seconds", 1), ("cpu_seconds", 1), ("score_seconds", 3))
   lines = [
-    [r["method"], r["task"], f"{r['train_seconds']:.1f}", f"{r['score_seconds']:.3f}"] for r in runs
+    [r["method"], r["task"], *(f"{r[key]:.{digits}f}" for key, digits in keys)] for r in runs
   ]
-  return markdown(["method", "task", "training, s", "scoring the test rows, s"], lines)
+  return markdown(header, lines)

@@ -64,22 +64,26 @@ def test_a_study_compares_with_equal_weights_and_resumes(prepared, fake_training
   assert compared[1]["p"] == 1
   text = task_weightings_tables.format_comparison({"group1": (runs, rows)})
   assert "| pcgrad |" in text
-  path = records.write(str(tmp_path), "task_weightings/group1", runs, rows=rows)
+  path = records.write(
+    str(tmp_path), "task_weightings/group1", runs, rows=rows, settings={"group": "group1"}
+  )
   found = records.read(str(tmp_path), "task_weightings/group1")
   assert path.endswith("group1.json")
+  assert task_weightings_tables.format_records(found) == text
   again = task_weightings_tables.compare({"group1": (found.runs, found.rows)})
   assert again[0]["auc"] == pytest.approx(compared[0]["auc"])
 
 
 def test_times_are_relative_to_the_same_round():
   runs = [
-    {"group": "g", "method": method, "round": r, "seconds": seconds}
+    {"group": "g", "method": method, "round": r, "seconds": seconds, "cpu_seconds": 1.0}
     for r, pair in enumerate(((1.0, 3.0), (2.0, 4.0), (4.0, 6.0)), 1)
     for method, seconds in zip(("static_equal", "gradnorm"), pair, strict=True)
   ]
   text = task_weightings_tables.format_times(runs)
   line = next(x for x in text.splitlines() if "gradnorm" in x)
-  assert [cell.strip() for cell in line.split("|")[3:6]] == ["4.00", "2.00", "1.50 to 3.00"]
+  cells = [cell.strip() for cell in line.split("|")[3:6]]
+  assert cells == ["4.00", "2.00 (1.50 to 3.00)", "1.00 (1.00 to 1.00)"]
 
 
 @pytest.mark.slow

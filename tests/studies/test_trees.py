@@ -125,7 +125,7 @@ def test_a_library_uses_categories_and_numbers(library, monkeypatch):
   rng = reference.fresh_rng()
   ids_NxC = rng.integers(0, 20, (3000, 2)).astype(np.uint8)
   numbers_NxD = rng.normal(size=(3000, 1)).astype(np.float32)
-  labels_N = ((ids_NxC[:, 0] % 2) ^ (numbers_NxD[:, 0] > 0)).astype(float)
+  labels_N = (2.0 * (ids_NxC[:, 0] % 2) - 1 + numbers_NxD[:, 0] > 0).astype(float)
   rows = tree_models.Rows(ids_NxC, numbers_NxD, labels_N)
   train, validation = (
     tree_models.Rows(*(a[at] for a in rows)) for at in (slice(2000), slice(2000, None))
