@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks.records import Record
 from mmoe_jax.evaluation import statistics, tables
 from mmoe_jax.files import read_json_object
-from studies import paired, published
+from studies import paired, published, task_weightings_tables, trees_tables
 from studies import synthetic_figures as figures
 from studies.batch_ensembles import ENSEMBLE, MEAN, MEAN_LONG, ONE, ONE_LONG
 from studies.documents import Figure, Table
@@ -313,6 +313,17 @@ TABLES: dict[str, Table] = {
     "over trainings and test rows, or rows alone where there is one group.",
   ),
   "clicks": Table(("clicks",), format_clicks),
+  "trees/demo": Table(
+    ("trees/demo",),
+    trees_tables.format_records,
+    "95 % intervals over seeds and rows, of a mean score over rows; of differences, with the seeds "
+    "of both as independent. Bold where the interval excludes zero.",
+  ),
+  "task_weightings/group1": Table(
+    ("task_weightings/group1",),
+    task_weightings_tables.format_records,
+    "Test AUC, and paired differences with 95 % intervals over seeds and rows.",
+  ),
   "paper_census/overview": Table(_CENSUS, format_census_overview),
   "paper_census/search": Table((), format_search, "From `studies/paper_census_settings.json`."),
   "paper_census/group1": Table(_CENSUS, format_census("group1")),

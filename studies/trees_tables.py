@@ -123,7 +123,7 @@ def format_comparison(
       found = [r for r in runs if r["method"] == method]
       own = paired.estimate(runs, figure, covariances, method)
       half = own.half if own.half is not None else own.half_rows
-      spread = "" if own.half_seeds is None else f"{own.half_seeds:.4f}"
+      spread = "" if own.half_seeds is None else f"{own.half_seeds:.5f}"
       interval = "" if half is None else f" ± {half:.4f}"
       cells = [method, str(len(found)), f"{own.value:.4f}{interval}", spread]
       for reference in references:
@@ -140,7 +140,7 @@ def _format(pair: tuple[float, float | None] | None) -> str:
   if pair is None:
     return ""
   value, half = pair
-  text = f"{value:+.4f}".replace("-", _MINUS) + ("" if half is None else f" ± {half:.4f}")
+  text = f"{value:+.5f}".replace("-", _MINUS) + ("" if half is None else f" ± {half:.5f}")
   return f"**{text}**" if half is not None and abs(value) > half else text
 
 
