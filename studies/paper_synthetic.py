@@ -202,12 +202,19 @@ def run_study(
     "populations": listed,
   }
   write(content, curves, [m for m in models if m not in chosen], out)
-  settings = {"chosen": chosen, "epochs": epochs, **size._asdict()}
-  records.write(results, "synthetic/losses", figures.runs_of(listed), settings=settings)
-  if figure_2:
-    drawn = [{"cosine": p["cosine"], "values": p.pop("drawn")} for p in figure_2]
-    records.write(results, "synthetic/labels", drawn, settings={"rows": rows_2})
+  _write_results(results, content, {"chosen": chosen, "epochs": epochs, **size._asdict()}, rows_2)
   return content
+
+
+def _write_results(
+  folder: str | None, content: Mapping[str, Any], settings: Mapping[str, Any], rows_2: int
+) -> None:
+  """Writes the result files of figures 4 and 5, and of figure 2."""
+  runs = figures.runs_of(content["populations"])
+  records.write(folder, "synthetic/losses", runs, settings=settings)
+  if content["figure_2"]:
+    drawn = [{"cosine": p["cosine"], "values": p.pop("drawn")} for p in content["figure_2"]]
+    records.write(folder, "synthetic/labels", drawn, settings={"rows": rows_2})
 
 
 def write(

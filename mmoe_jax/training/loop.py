@@ -51,13 +51,8 @@ def train_and_evaluate(
   data_digest, schema, splits = train_rows.load(config)
   tasks = [task.name for task in schema.tasks]
   run = compile_run(config, schema, splits["train"])
-  config, state = run.config, run.state
-  is_first_host = parallel.is_first_host()
-  if config.train.warm_start and not contract.saved_epochs(workdir):
-    found = warm_start.warm_start(run, schema)
-    state = found.state
-    if is_first_host:
-      print(*found.lines(config.train.warm_start), sep="\n", file=sys.stderr)
+  config, is_first_host = run.config, parallel.is_first_host()
+  state = _initial_state(run, schema, workdir)
   with (
     preemption.deferred(),
     contract.claim(workdir, config, schema, run.devices.count, is_first_host, data_digest) as ids,
@@ -102,6 +97,17 @@ def train_and_evaluate(
   if is_first_host:
     contract.write_results(workdir, results)
   return results
+
+
+def _initial_state(run: Run, schema: data.Schema, workdir: str) -> State:
+  """Returns the state before the first step: random, or of `config.train.warm_start`."""
+  source = run.config.train.warm_start
+  if not source or contract.saved_epochs(workdir):
+    return run.state
+  found = warm_start.warm_start(run, schema)
+  if parallel.is_first_host():
+    print(*found.lines(source), sep="\n", file=sys.stderr)
+  return found.state
 
 
 def _restore(

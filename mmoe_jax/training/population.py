@@ -89,12 +89,10 @@ def train_population(
     "report_on: rows that are drawn in each step have no train split to evaluate; remove 'train'",
   )
   population = compile_population(config, members, schema, splits, at_once)
-  is_first_host = parallel.is_first_host()
+  config, is_first_host = population.config, parallel.is_first_host()
   with (
     preemption.deferred(),
-    contract.claim(
-      workdir, population.config, schema, 1, is_first_host, data_digest, members
-    ) as ids,
+    contract.claim(workdir, config, schema, 1, is_first_host, data_digest, members) as ids,
     checkpoint.Checkpoints(workdir, belongs_to=ids) as checkpoints,
     tracking.create(config.train.trackers, trackers, is_first_host) as tracked,
   ):

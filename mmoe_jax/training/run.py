@@ -38,9 +38,6 @@ class Run(NamedTuple):
 
   Attributes:
     state: state before the first step, on the devices. Training donates it.
-    train_epoch: (state, epoch) -> (state, TaskLosses (S, T) on the host).
-    train_segments: (state, epoch, steps of the epoch that are done) -> iterator of (state,
-      TaskLosses) on the devices, of each of its other segments as it is dispatched.
     segment_calls: (epoch, steps of it that are done) -> iterator of SegmentCall.
     train_segment: (state, SegmentCall) -> (state, TaskLosses) on the devices.
     segments: the segments of an epoch.
@@ -56,8 +53,6 @@ class Run(NamedTuple):
   """
 
   state: State
-  train_epoch: Callable[[State, int], tuple[State, TaskLosses]]
-  train_segments: Callable[[State, int, int], Iterator[tuple[State, TaskLosses]]]
   segment_calls: Callable[[int, int], Iterator[SegmentCall]]
   train_segment: Callable[[State, SegmentCall], tuple[State, TaskLosses]]
   segments: list[train_rows.Segment]
@@ -70,6 +65,29 @@ class Run(NamedTuple):
   place: Callable[[evaluate.EvalBatch], evaluate.EvalBatch]
   start_from: Callable[[Any], State]
   parameters: int
+
+  def train_epoch(self, state: State, epoch: int) -> tuple[State, TaskLosses]:
+    """Trains an epoch; returns the state after it and TaskLosses (S, T) on the host."""
+    losses = []
+    for trained, segment_losses in self.train_segments(state, epoch):
+      state = trained
+      losses.append(segment_losses)
+    return state, concatenate(losses)
+
+  def train_segments(
+    self, state: State, epoch: int, done: int = 0
+  ) -> Iterator[tuple[State, TaskLosses]]:
+    """Trains the segments of an epoch, without its first `done` steps.
+
+    Yields:
+      State and TaskLosses on the devices, of each segment as it is dispatched.
+    """
+    last_of = {segment.block: segment for segment in self.segments}
+    for call in self.segment_calls(epoch, done):
+      state, losses = self.train_segment(state, call)
+      yield state, losses
+      if call.segment is last_of[call.segment.block]:
+        jax.block_until_ready(losses)  # So that no further block is in memory.
 
 
 def compile_run(config: Any, schema: data.Schema, split: data.Split | data.StoredSplit) -> Run:
@@ -102,7 +120,6 @@ def compile_run(config: Any, schema: data.Schema, split: data.Split | data.Store
     lambda key, count: order_rows(key, count, config.train.shuffle),
   )
   segments = train_rows.segments(rows, config.train.batch_size)
-  last_of = {segment.block: segment for segment in segments}
   shapes = {len(shape.weights): shape for shape in rows.shapes}
   place_number = lambda number: devices.replicate(np.array(number, np.int32))
   program_for = _make_programs(learner, devices, place_number, spec)
@@ -130,24 +147,8 @@ def compile_run(config: Any, schema: data.Schema, split: data.Split | data.Store
     program = program_for(state, batch, block_key, segment.steps, places)
     return program(state, (batch, place_number(segment.first)), block_key)
 
-  def train_segments(state: State, epoch: int, done: int = 0) -> Iterator[tuple[State, TaskLosses]]:
-    for call in segment_calls(epoch, done):
-      state, losses = train_segment(state, call)
-      yield state, losses
-      if call.segment is last_of[call.segment.block]:
-        jax.block_until_ready(losses)  # So that no further block is in memory.
-
-  def train_epoch(state: State, epoch: int) -> tuple[State, TaskLosses]:
-    losses = []
-    for trained, segment_losses in train_segments(state, epoch):
-      state = trained
-      losses.append(segment_losses)
-    return state, concatenate(losses)
-
   return Run(
     state=state,
-    train_epoch=train_epoch,
-    train_segments=train_segments,
     segment_calls=segment_calls,
     train_segment=train_segment,
     segments=segments,

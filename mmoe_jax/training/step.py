@@ -201,12 +201,9 @@ def make_train_step(
   sum_over_devices = lambda tree: tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
   def step(state: State, batch: Batch, key: Array) -> tuple[State, TaskLosses]:
-    # The same keys on all devices: models draw by a row's place in the batch, see Model.
-    # `0` keeps the draws of earlier versions.
-    rngs = {
-      "dropout": fold_in(key, "dropout", state.step, 0),
-      "shared": fold_in(key, "shared", state.step),
-    }
+    # The same on all devices: models draw by a row's place in the batch. 0 keeps earlier draws.
+    dropout_key = fold_in(key, "dropout", state.step, 0)
+    rngs = {"dropout": dropout_key, "shared": fold_in(key, "shared", state.step)}
     weights_BxT = losses.label_weights(batch.labels, batch.weights)
     label_weights_T = sum_over_devices(weights_BxT.sum(0))
     rows, opt_state = tables.locate(state.opt_state, batch.features, batch.weights)
