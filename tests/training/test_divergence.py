@@ -57,12 +57,7 @@ def with_huge_row(row: int, from_epoch: int):
         features = {**call.rows.features, "numeric": numeric}
         yield call._replace(rows=call.rows._replace(features=features))
 
-    def train_segments(state, epoch, done=0):
-      for call in segment_calls(epoch, done):
-        state, losses = run.train_segment(state, call)
-        yield state, losses
-
-    return run._replace(segment_calls=segment_calls, train_segments=train_segments)
+    return run._replace(segment_calls=segment_calls)
 
   return compile_broken
 
