@@ -44,7 +44,7 @@ class Kills:
     self._inputs = os.path.join(folder, "inputs")
     self.path = os.path.join(folder, "kills.jsonl")
     self._programs = os.path.join(folder, "programs")
-    self._lock = threading.Lock()
+    self._lock, self._measuring = threading.Lock(), threading.Lock()
     jobs.prepare_inputs(self._inputs, rows)
     if not os.path.exists(os.path.join(self._inputs, "run")):
       with Starter() as starter:
@@ -101,7 +101,8 @@ class Kills:
     rng = random.Random(f"{self._seed} {number}")
     name = names[number % len(names)]
     cold = rng.random() < _COLD.get(name, 0.0)
-    whole = self.reference(starter, name, cold)
+    with self._measuring:  # Once for all workers.
+      whole = self.reference(starter, name, cold)
     folder = jobs.empty(os.path.join(self._folder, "trials", str(number)))
     programs = os.path.join(folder, "programs") if cold else self._programs
     kills: list[dict[str, Any]] = []
