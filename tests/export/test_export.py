@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from mmoe_jax import models
+from mmoe_jax import digests, models
 from mmoe_jax.errors import UserError
 from mmoe_jax.export import bundle, program
 from mmoe_jax.export.model import Model, verify
@@ -119,9 +119,10 @@ def test_a_changed_score_differs(folder, tmp_path):
   info = os.path.join(copy, "model.json")
   with open(info, encoding="utf-8") as file:
     changed = json.load(file)
-  del changed["files"]["golden.json"]
+  del changed["sha256"]
+  changed["files"]["golden.json"] = digests.of_file(path)
   with open(info, "w", encoding="utf-8") as file:
-    json.dump(changed, file)
+    json.dump(digests.seal(changed), file)
   assert verify(copy)[1][1] == "differs"
 
 
