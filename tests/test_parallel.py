@@ -133,6 +133,7 @@ def test_two_hosts_equal_one(prepared, tmp_path):
   assert len((tmp_path / "two" / "metrics.csv").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_tables_sharded_over_two_hosts_equal_those_of_one_device(prepared, tmp_path):
   config = host_config(prepared, "sgd")
   config.optimizer.embedding.updates = "rows"

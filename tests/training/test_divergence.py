@@ -75,6 +75,7 @@ def test_a_diverged_run_names_task_step_and_layer(config, tmp_path, devices):
   ), raised.value
 
 
+@pytest.mark.slow
 def test_steps_are_repeated_from_the_last_checkpoint(config, tmp_path, monkeypatch):
   """The square of a gradient overflows, which no loss or metric shows: Adam would stand still."""
   config.checkpoint.every_epochs = 1
@@ -118,6 +119,7 @@ def test_a_state_with_a_row_that_nothing_reads_is_not_sound(config, tmp_path):
   assert not divergence._is_sound(state, None)
 
 
+@pytest.mark.slow
 def test_a_diverged_member_of_a_population_has_its_step_and_layer(config, tmp_path):
   members = [{"optimizer.dense.learning_rate": rate} for rate in (5e-3, 1e30)]
   config.train.epochs = 1

@@ -69,6 +69,7 @@ def test_a_resumed_run_is_bitwise_identical(by_rows, tmp_path, monkeypatch, shar
     np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_moves_to_another_number_of_devices(by_rows, tmp_path, monkeypatch):
   by_rows.checkpoint.every_epochs = 1
   by_rows.train.devices = by_rows.model.embedding_shards = 1
