@@ -23,7 +23,13 @@ def main(argv: list[str]) -> None:
   space = search_space.parse_space(_SPACE.value) or config.search
   round_size = search.ROUND if _ROUND.value is None else _ROUND.value
   finished = search.run_search(
-    config, space, _TRIALS.value, _WORKDIR.value, _SEED.value, round_size
+    config,
+    space,
+    _TRIALS.value,
+    _WORKDIR.value,
+    _SEED.value,
+    round_size,
+    storage=_STORAGE.value,
   )
   best = finished[0]
   overrides = {k: v for k, v in flag.override_values.items() if k != "search"}
@@ -48,5 +54,12 @@ if __name__ == "__main__":
   )
   _SEED = flags.DEFINE_integer("seed", 0, "Seed of the search.")
   _ROUND = flags.DEFINE_integer("round", None, "Trials that are drawn at a time; 8 by default.")
+  _STORAGE = flags.DEFINE_string(
+    "storage",
+    None,
+    "Shared by several machines that work on one search: a journal file in a folder that all "
+    "mount, or the URL of a database (sqlite:///FILE on one machine, postgresql://…, mysql://…). "
+    "Start the same command on each, with a --workdir of its own; --trials is that of all.",
+  )
   flags.mark_flags_as_required(["config", "trials", "workdir"])
   commands.run(main, resumes=True)

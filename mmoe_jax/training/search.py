@@ -8,15 +8,19 @@ of a round that differ only in floats are trained as one population.
 Started again in its work directory, a search resumes: finished trials are kept, the interrupted
 round is trained, and the following rounds are those of an uninterrupted search. A larger number of
 trials continues a finished search.
+
+Several machines can share a search, see search_shared.py.
 """
 
+import contextlib
 import json
 import math
 import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmoe_jax import data, errors
@@ -25,8 +29,15 @@ from mmoe_jax.errors import SaveError, UserError, require
 from mmoe_jax.evaluation import evaluate
 from mmoe_jax.evaluation.tables import comma_separated, markdown
 from mmoe_jax.files import write_atomically, write_json
-from mmoe_jax.training import checks, population, search_space
-from mmoe_jax.training.search_study import Settings, draw, finished_trials, open_study, tell
+from mmoe_jax.training import checks, population, search_shared, search_space
+from mmoe_jax.training.search_study import (
+  DATABASE,
+  Settings,
+  draw,
+  finished_trials,
+  open_study,
+  tell,
+)
 from mmoe_jax.workdir import contract, preemption, tracking
 from mmoe_jax.workdir.progress import format_duration
 
@@ -45,18 +56,21 @@ def run_search(
   seed: int = 0,
   round_size: int = ROUND,
   report: Callable[[str], None] = print,
+  storage: str | None = None,
 ) -> list[dict[str, Any]]:
   """Searches a space for the settings with the best validation metric.
 
   Args:
     config: settings as in configs/census.py; keys outside the space keep their values.
     space: keys to vary, see search_space.create_space.
-    trials: number of trials in the work directory, earlier ones included.
+    trials: number of trials in the work directory, or the storage, earlier ones included.
     workdir: folder for config.json, search.db (Optuna's), trials.csv, trials.md and best.json, and
       for checkpoints of a population until its trials are finished.
     seed: seed of the search; config.seed is that of training.
     round_size: number of trials that are drawn before any of them is trained.
     report: called with a line on the progress after each population.
+    storage: journal file or URL of a database that several machines share, in place of search.db;
+      each has a work directory of its own, and all return the same trials.
 
   Returns:
     All finished trials, the best first, failed ones last: `number`, `settings` (overrides),
@@ -85,16 +99,20 @@ def run_search(
   require(0 <= seed < 2**32, f"--seed={seed}: must be from 0 to 2^32 - 1")
   trainer = _Trainer(config)
   start = time.perf_counter()
-  with contract.lock(workdir), open_study(workdir) as study:
-    _claim(workdir, config, space, seed)
+  with _open(config, space, workdir, seed, storage) as (study, machine):
     finished = finished_trials(study, dimensions)
     finished_before = len(finished)
     while len(finished) < trials:
-      drawn = draw(study, dimensions, min(round_size, trials - len(finished)), seed)
+      if machine is None:
+        drawn = draw(study, dimensions, min(round_size, trials - len(finished)), seed)
+      else:
+        drawn = machine.draw(dimensions, trials, round_size, seed, report)
+        finished = finished_trials(study, dimensions)
       groups = _group_by_fixed_settings(drawn)
-      _remove_other_populations(workdir, [group[0][0].number for group in groups])
-      for group in groups:
-        folder = os.path.join(workdir, _POPULATIONS, str(group[0][0].number))
+      names = [_population_name(group, is_shared=machine is not None) for group in groups]
+      _remove_other_populations(workdir, names)
+      for group, name in zip(groups, names, strict=True):
+        folder = os.path.join(workdir, _POPULATIONS, name)
         results = trainer.train([settings for _, settings in group], finished, folder)
         for (trial, _), result in zip(group, results, strict=True):
           tell(study, trial, result)
@@ -240,18 +258,52 @@ def _group_by_fixed_settings(
   return list(groups.values())
 
 
-def _remove_other_populations(workdir: str, numbers: Sequence[int]) -> None:
+def _population_name(group: Sequence[tuple[Any, Settings]], is_shared: bool) -> str:
+  """Returns the folder of a group; if shared, another machine may have finished part of it."""
+  numbers = [trial.number for trial, _ in group]
+  digest = zlib.crc32(repr(numbers).encode())
+  return f"{numbers[0]}-{digest:08x}" if is_shared else str(numbers[0])
+
+
+def _remove_other_populations(workdir: str, names: Sequence[str]) -> None:
   """Removes populations of which a process was killed after it had stored the first trial."""
   folder = os.path.join(workdir, _POPULATIONS)
   for name in os.listdir(folder) if os.path.isdir(folder) else []:
-    if name not in map(str, numbers):
+    if name not in names:
       shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
 
 
-def _claim(workdir: str, config: Any, space: Any, seed: int) -> None:
-  """Writes config.json, or validates that the search there has the same settings."""
+@contextlib.contextmanager
+def _open(
+  config: Any, space: Any, workdir: str, seed: int, storage: str | None
+) -> Iterator[tuple[Any, search_shared.Machine | None]]:
+  """Opens and claims the study of a search; with a storage, also as one of its machines."""
   settings = json.loads(config.to_json_best_effort())
   settings["search"] = json.loads(json.dumps({"space": dict(space), "seed": seed}))
+  if storage is None:
+    with contract.lock(workdir):
+      require(
+        not os.path.exists(os.path.join(workdir, search_shared.MACHINE)),
+        f"{workdir} is of a search with --storage; give it, or use another --workdir",
+      )
+      with open_study(workdir) as study:
+        _claim(workdir, settings)
+        yield study, None
+    return
+  digest = data.verify(config.data_dir)
+  with search_shared.open_study(storage) as study, contract.lock(workdir):
+    require(
+      not os.path.exists(os.path.join(workdir, DATABASE)),
+      f"{workdir} is of a search without --storage; use another --workdir",
+    )
+    search_shared.claim(study, settings, digest, storage)
+    _claim(workdir, settings)
+    with search_shared.Machine(study, workdir) as machine:
+      yield study, machine
+
+
+def _claim(workdir: str, settings: Mapping[str, Any]) -> None:
+  """Writes config.json, or validates that the search there has the same settings."""
   path = os.path.join(workdir, contract.CONFIG)
   if os.path.exists(path):
     contract.require_same(workdir, settings)

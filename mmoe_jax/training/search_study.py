@@ -14,7 +14,8 @@ import sqlalchemy
 from mmoe_jax.training import search_space
 
 Settings = dict[str, Any]
-_DATABASE = "search.db"
+DATABASE = "search.db"
+STUDY = "search"
 _ENTRIES = ("note", "validation", "best_epoch", "epochs", "seconds")  # Of a finished trial.
 _ROUND = "round"  # Attribute of a trial: number of the first trial of its round, and its size.
 
@@ -24,7 +25,7 @@ def open_study(workdir: str) -> Iterator[optuna.Study]:
   """Opens the study in a work directory, which is created if absent."""
   optuna.logging.set_verbosity(optuna.logging.WARNING)
   # SQLite, because Optuna cannot read a journal file after a truncated line.
-  path = os.path.abspath(os.path.join(workdir, _DATABASE))
+  path = os.path.abspath(os.path.join(workdir, DATABASE))
   # Connected by path, because `?` and `%` in a URL would name another file.
   storage = optuna.storages.RDBStorage(
     "sqlite://",
@@ -35,7 +36,7 @@ def open_study(workdir: str) -> Iterator[optuna.Study]:
   )
   try:
     yield optuna.create_study(
-      storage=storage, study_name="search", direction="maximize", load_if_exists=True
+      storage=storage, study_name=STUDY, direction="maximize", load_if_exists=True
     )
   finally:
     storage.remove_session()
@@ -57,31 +58,51 @@ def draw(
     seed: seed of the search.
   """
   trials = study.get_trials(deepcopy=False)
-  open_trials = _open(trials)
+  unfinished = open_trials(trials)
   first, size = len(trials), count
-  if open_trials:  # Rounds of earlier versions are whole.
-    first, size = open_trials[0].user_attrs.get(_ROUND, (0, 0))
+  if unfinished:  # Rounds of earlier versions are whole.
+    first, size = unfinished[0].user_attrs.get(_ROUND, (0, 0))
   if len(trials) < first + size:
-    for template in _draw_round(trials[:first], space, size, seed)[len(trials) - first :]:
+    drawn = draw_round(trials[:first], space, size, (seed, first), {_ROUND: (first, size)})
+    for template in drawn[len(trials) - first :]:
       study.add_trial(template)
-    open_trials = _open(study.get_trials(deepcopy=False))
-  found = [optuna.Trial(study, trial._trial_id) for trial in open_trials]
-  return [(trial, search_space.suggest(trial, space)) for trial in found]
+    unfinished = open_trials(study.get_trials(deepcopy=False))
+  return restore(study, unfinished, space)
 
 
-def _open(trials: Sequence[optuna.trial.FrozenTrial]) -> list[optuna.trial.FrozenTrial]:
+def open_trials(trials: Sequence[optuna.trial.FrozenTrial]) -> list[optuna.trial.FrozenTrial]:
+  """Returns the trials that are drawn and not finished."""
   return [trial for trial in trials if trial.state == optuna.trial.TrialState.RUNNING]
 
 
-def _draw_round(
+def restore(
+  study: optuna.Study,
+  trials: Sequence[optuna.trial.FrozenTrial],
+  space: Sequence[search_space.Dimension],
+) -> list[tuple[optuna.Trial, Settings]]:
+  """Returns stored trials, for `tell`, and their settings."""
+  found = [optuna.Trial(study, trial._trial_id) for trial in trials]
+  return [(trial, search_space.suggest(trial, space)) for trial in found]
+
+
+def draw_round(
   before: Sequence[optuna.trial.FrozenTrial],
   space: Sequence[search_space.Dimension],
   size: int,
-  seed: int,
+  seeds: Sequence[int],
+  attributes: Mapping[str, Any],
 ) -> list[optuna.trial.FrozenTrial]:
-  """Returns the trials of a round, which depend on the earlier trials and the seed only."""
+  """Returns the trials of a round, which depend on the earlier trials and the seeds only.
+
+  Args:
+    before: earlier trials, of which open ones are treated as bad.
+    space: the search space.
+    size: number of trials.
+    seeds: seeds, of which one is computed.
+    attributes: attributes of each trial.
+  """
   first = len(before)
-  round_seed = int(np.random.SeedSequence([seed, first]).generate_state(1)[0])
+  round_seed = int(np.random.SeedSequence(seeds).generate_state(1)[0])
   with warnings.catch_warnings():
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     sampler = optuna.samplers.TPESampler(seed=round_seed, multivariate=True, constant_liar=True)
@@ -94,20 +115,24 @@ def _draw_round(
       state=trial.state,
       params=trial.params,
       distributions=trial.distributions,
-      user_attrs={_ROUND: (first, size)},
+      user_attrs=dict(attributes),
     )
     for trial in study.get_trials()[first:]
   ]
 
 
 def tell(study: optuna.Study, trial: optuna.Trial, result: Mapping[str, Any]) -> None:
-  """Stores the result of a trial: `value`, None if it failed, and further entries."""
-  for key in _ENTRIES:
-    trial.set_user_attr(key, result.get(key))
-  if result["value"] is None:
-    study.tell(trial, state=optuna.trial.TrialState.FAIL)
-  else:
-    study.tell(trial, result["value"])
+  """Stores the result of a trial: `value`, None if it failed, and further entries.
+
+  Of a trial that another machine has finished, its result stays.
+  """
+  with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+    for key in _ENTRIES:
+      trial.set_user_attr(key, result.get(key))
+    if result["value"] is None:
+      study.tell(trial, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+    else:
+      study.tell(trial, result["value"], skip_if_finished=True)
 
 
 def finished_trials(

@@ -191,9 +191,13 @@ def require_same(workdir: str, settings: Mapping[str, Any]) -> None:
   Raises:
     UserError: naming the keys that differ.
   """
-  before, now = _ADDED | flatten(read_config(workdir)), flatten(settings)
-  differs = differences.of_settings(before, now, _FREE)
+  differs = difference(read_config(workdir), settings)
   require(not differs, f"{workdir} holds a run with {differs}; use another --workdir")
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+  """Returns how settings differ from those of an earlier run, see differences.of_settings."""
+  return differences.of_settings(_ADDED | flatten(before), flatten(now), _FREE)
 
 
 def read_config(workdir: str) -> dict[str, Any]:
