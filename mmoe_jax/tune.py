@@ -59,7 +59,7 @@ if __name__ == "__main__":
     None,
     "Shared by several machines that work on one search: a journal file in a folder that all "
     "mount, or the URL of a database (sqlite:///FILE on one machine, postgresql://…, mysql://…). "
-    "Start the same command on each, with a --workdir of its own; --trials is that of all.",
+    "Start the same command on each, with separate --workdir; --trials is that of all.",
   )
   flags.mark_flags_as_required(["config", "trials", "workdir"])
   commands.run(main, resumes=True)

@@ -70,7 +70,7 @@ def run_search(
     round_size: number of trials that are drawn before any of them is trained.
     report: called with a line on the progress after each population.
     storage: journal file or URL of a database that several machines share, in place of search.db;
-      each has a work directory of its own, and all return the same trials.
+      each has a separate work directory, and all return the same trials.
 
   Returns:
     All finished trials, the best first, failed ones last: `number`, `settings` (overrides),

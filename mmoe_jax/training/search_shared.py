@@ -1,13 +1,13 @@
 """Search by several machines (processes) on one storage.
 
-Each machine draws rounds of its own, with the pending trials of the others in view, and trains
+Each machine draws its rounds, with the pending trials of the others in view, and trains
 them. The storage needs no lock but that of Optuna, which numbers trials in the order in which they
 are added:
 
 - Numbers below the budget count. Trials beyond it, added at the same time, stay open untrained.
 - Each machine writes beats. Open trials of one without beats are taken up by another; should two
   train a trial, the first result stays, and that of the other is equal up to rounding.
-- The settings of the search are those of the first trial of a study of their own.
+- The settings of the search are those of the first trial of a separate study.
 """
 
 import contextlib
@@ -44,6 +44,7 @@ _DRIVERS = {
   "MySQLdb": "mysqlclient",
   "pymysql": "pymysql",
 }
+_JOURNAL_START = b'{"op_code":'
 _FAILURES = (
   sqlalchemy.exc.SQLAlchemyError,
   optuna.exceptions.StorageInternalError,
@@ -62,6 +63,7 @@ def open_study(storage: str) -> Iterator[optuna.Study]:
     UserError: for a wrong URL, and if the storage cannot be read or written, also later.
     OSError: if the journal cannot be opened.
   """
+  require(bool(storage), "--storage: must be the path of a journal file, or a URL of a database")
   optuna.logging.set_verbosity(optuna.logging.ERROR)
   is_url = "://" in storage
   name = _parse(storage) if is_url else storage
@@ -258,8 +260,13 @@ def _open_journal(path: str) -> optuna.storages.BaseStorage:
     os.path.isdir(folder),
     f"--storage={path}: the folder {folder} does not exist; create it, or mount it on this machine",
   )
-  with open(path, "ab"):  # Also a journal that exists must be writable.
-    pass
+  with open(path, "a+b") as file:  # Also a journal that exists must be writable.
+    file.seek(0)
+    start = file.read(len(_JOURNAL_START))
+  require(
+    _JOURNAL_START.startswith(start),
+    f"--storage={path}: is not a journal file of Optuna; use another file",
+  )
   return optuna.storages.JournalStorage(_Journal(path))
 
 
