@@ -230,9 +230,9 @@ class _Journal(journal.JournalFileBackend):
     text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
     self._own_lock.acquire()
     try:
-      with open(self._own_path, "r+b") as file:
-        file.seek(_whole_lines(file))
-        file.truncate()
+      _remove_partial_line(self._own_path)
+      # Appended, because a process that lost its lock must not overwrite the lines of others.
+      with open(self._own_path, "ab") as file:
         file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
@@ -242,16 +242,15 @@ class _Journal(journal.JournalFileBackend):
         self._own_lock.release()
 
 
-def _whole_lines(file: Any) -> int:
-  """Returns the size of a file without a last line that has no end."""
-  size = file.seek(0, os.SEEK_END)
-  if not size:
-    return 0
-  file.seek(size - 1)
-  if file.read(1) == b"\n":
-    return size
-  file.seek(0)
-  return file.read().rfind(b"\n") + 1
+def _remove_partial_line(path: str) -> None:
+  """Removes a last line that has no end."""
+  with open(path, "r+b") as file:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 1))
+    if file.read(1) in (b"", b"\n"):
+      return
+    file.seek(0)
+    file.truncate(file.read(size).rfind(b"\n") + 1)
 
 
 def _open_journal(path: str) -> optuna.storages.BaseStorage:
