@@ -113,16 +113,23 @@ def test_trials_of_a_machine_that_ends_are_taken_up(config, tmp_path, monkeypatc
 
 
 def test_a_machine_that_starts_again_trains_its_open_trials_at_once(config, tmp_path, monkeypatch):
-  journal, lines = str(tmp_path / "j"), []
+  journal, lines, folders = str(tmp_path / "j"), [], []
+
+  class Noting(Trainer):
+    def __call__(self, config, members, workdir, *args, **options):
+      folders.append(workdir)
+      return super().__call__(config, members, workdir, *args, **options)
+
   with monkeypatch.context() as patch:
     end_without_notice(patch)
-    Trainer(patch, stop_at=0)
+    Noting(patch, stop_at=0)
     with pytest.raises(KeyboardInterrupt):
       run_search(config, tmp_path / "a", 4, storage=journal)
   with search_shared.open_study(journal) as study:
     before = [trial.params for trial in study.get_trials()]
-  Trainer(monkeypatch)
+  Noting(monkeypatch)
   finished = run_search(config, tmp_path / "a", 4, storage=journal, report=lines.append)
+  assert folders[0] == folders[1]  # The population there resumes.
   assert not any("taking up" in line or "waiting" in line for line in lines)
   by_number = [s for _, (s, _) in sorted(drawn(finished).items())]
   assert [s[RATE] for s in by_number] == [params[test_search.BOTH] for params in before]
