@@ -240,6 +240,43 @@ def format_damage(record: Record) -> str:
   return tables.markdown(header, lines, False)
 
 
+def format_kills(record: Record) -> str:
+  """Formats kills by job, and how the jobs ended."""
+  lines = []
+  for job in [*dict.fromkeys(run["job"] for run in record.runs), "all"]:
+    runs = [run for run in record.runs if job in (run["job"], "all")]
+    trials = [run["trial"] for run in runs]
+    several = sum(trials.count(trial) > 1 for trial in set(trials))
+    identical = sum(run["outcome"] == "identical" for run in runs)
+    lines.append([job, len(runs), len(set(trials)), several, identical, len(runs) - identical])
+  header = ("job", "kills", "jobs", "killed twice or more", "ended bitwise identical", "otherwise")
+  return tables.markdown(header, lines)
+
+
+def format_cost(record: Record) -> str:
+  """Formats what saving costs, and how soon a run resumes and leaves."""
+  (run,) = record.runs
+  seconds = lambda values: f"{min(values):.1f} to {max(values):.1f} s"
+  lines = [
+    [
+      f"a save of {save['bytes'] / 1e6:.1f} MB: training waits; epoch with a save, without",
+      f"{save['call_s']:.2f} s; {save['ratio']:.2f} of {save['epoch_s']:.2f} s",
+    ]
+    for save in run["saves"]
+  ]
+  leaving, long = run["leaving"], run["leaving_a_long_epoch"]
+  lines += [
+    ["`census.py`, from start to its first step, resumed", seconds(run["resuming_s"])],
+    [
+      f"`census.py`, from SIGTERM to exit; of {leaving['runs']} resumed, bitwise identical",
+      f"{seconds(leaving['seconds'])}; {leaving['identical']}",
+    ],
+    [f"the same, an epoch of {long['rows']:,} streamed rows", f"{long['seconds']:.1f} s"],
+    ["load of the machine over 1 and 5 minutes", " and ".join(f"{x:.1f}" for x in run["load"][:2])],
+  ]
+  return tables.markdown(("", "figure"), lines, False)
+
+
 def format_serving(record: Record) -> str:
   """Formats the measurements of the server."""
   (run,) = record.runs
@@ -284,6 +321,8 @@ TABLES: dict[str, Table] = {
   "waiting": Table(("waiting",), format_waiting),
   "streaming": Table(("streaming",), format_streaming),
   "population_speed": Table(("population_speed",), format_population),
+  "reliability/kills": Table(("reliability/kills",), format_kills),
+  "reliability/cost": Table(("reliability/cost",), format_cost),
   "reliability/damage": Table(("reliability/damage",), format_damage),
   "serving": Table(("serving",), format_serving),
 }
