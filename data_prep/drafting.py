@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 from data_prep.draft_text import Column, format_spec, quoted, quoted_text
 from mmoe_jax.data import locations, tables
 from mmoe_jax.data.columns import MISSING, Factor, Table
-from mmoe_jax.data.encoding import times_of
+from mmoe_jax.data.times import times_of
 from mmoe_jax.errors import UserError, require_known
 
 _MISSING_TEXTS = ("NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "?", "-", ".", "NaT")

@@ -348,7 +348,7 @@ def parse_time(text: str, where: str) -> Any:
     UserError: if it is none.
   """
   from mmoe_jax.data.columns import from_rows
-  from mmoe_jax.data.encoding import times_of
+  from mmoe_jax.data.times import times_of
 
   return times_of(from_rows([{"time": text}], where), "time")[0]
 

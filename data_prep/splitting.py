@@ -9,7 +9,7 @@ import pandas as pd
 from data_prep import spec as spec_lib
 from mmoe_jax import data
 from mmoe_jax.data.columns import Table
-from mmoe_jax.data.encoding import times_of
+from mmoe_jax.data.times import times_of
 from mmoe_jax.errors import require
 
 TRAIN, VALIDATION, TEST = range(3)

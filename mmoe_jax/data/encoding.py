@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from mmoe_jax.data.columns import MISSING, SINGLE, Factor, Table, to_table
 from mmoe_jax.data.conditions import evaluate, parse_condition
 from mmoe_jax.data.schema import TIME_PARTS, UNKNOWN, EncodedRows, IdFeature, Schema, Task
+from mmoe_jax.data.times import times_of
 from mmoe_jax.data.vocabularies import Vocabulary
 
 _FEW = 4096  # Distinct values up to which a dict of the vocabulary is faster than Arrow.
@@ -206,45 +207,6 @@ def hash_ids(texts: Sequence[str], buckets: int) -> np.ndarray:
   values = np.array(texts, object)
   hashed = pd.util.hash_array(values, categorize=False) % np.uint64(buckets)
   return np.where(values == MISSING, UNKNOWN, hashed.astype(np.int64) + 1)
-
-
-def times_of(table: Table, column: str) -> np.ndarray:
-  """Parses timestamps as (N,) datetime64[s], NaT where missing.
-
-  Texts are in ISO 8601, or whole numbers of seconds since 1970; times with a zone are in UTC.
-
-  Raises:
-    UserError: naming the line of another value.
-  """
-  typed = table.times(column)
-  if typed is not None:
-    return typed
-  factor = table.factor(column)
-  texts = factor.texts()
-  is_number = [text.removeprefix("-").isdecimal() and len(text) > 4 for text in texts]
-  parsed = pd.to_datetime(
-    pd.Series(
-      [None if n else t or None for t, n in zip(texts, is_number, strict=True)], dtype=object
-    ),
-    format="ISO8601",
-    utc=True,
-    errors="coerce",
-  )
-  values = parsed.dt.tz_convert(None).to_numpy().astype("datetime64[s]")
-  for i, (text, number) in enumerate(zip(texts, is_number, strict=True)):
-    if number and abs(int(text)) < 1 << 36:
-      values[i] = np.datetime64(int(text), "s")
-  is_bad = np.isnat(values) & np.array([text != MISSING for text in texts], bool)
-  if is_bad[factor.codes].any():
-    table.refuse(
-      column,
-      is_bad[factor.codes],
-      lambda row: (
-        f"'{texts[factor.codes[row]]:.80}' is not a time; must be in ISO 8601, such as 2026-01-31 "
-        "or 2026-01-31 18:30:00, or seconds since 1970"
-      ),
-    )
-  return values[factor.codes]
 
 
 def required_numbers(

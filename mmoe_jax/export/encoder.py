@@ -25,6 +25,14 @@ _LARGEST = 1e30
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _SPACES = " \t\r\n\v\f\xa0"
 _TIME_PARTS = ("month", "day", "weekday", "hour", "minute")
+# Times in ISO 8601, as training reads them.
+_ISO_TIME = re.compile(
+  r"(?!0000)(\d{4}(-\d{2}(-\d{2})?)?|"
+  r"(\d{4}-\d{2}-\d{2}|\d{8})[T ]"
+  r"(\d{2}(:\d{2}(:\d{2}(\.\d{1,9})?)?)?|\d{4}(\d{2}(\.\d{1,9})?)?)"
+  r"(Z|[+-]([01]\d|2[0-3])(:?[0-5]\d)?)?)",
+  re.ASCII,
+)
 _EPOCH = datetime.datetime(1970, 1, 1)
 _MASK = (1 << 64) - 1
 
@@ -242,6 +250,8 @@ def _parse_time(text):
   """Parses a time in ISO 8601, or whole seconds since 1970, as a datetime in UTC."""
   if text.removeprefix("-").isdecimal() and len(text) > 4:
     return _EPOCH + datetime.timedelta(seconds=int(text))
+  if not _ISO_TIME.fullmatch(text):
+    raise ValueError("must be in ISO 8601")
   if re.fullmatch(r"\d{4}(-\d{2})?", text):
     text = f"{text}-01" if "-" in text else f"{text}-01-01"
   time = datetime.datetime.fromisoformat(text)

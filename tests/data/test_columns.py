@@ -7,7 +7,7 @@ import pytest
 
 from mmoe_jax.data import tables
 from mmoe_jax.data.columns import from_arrow, from_pandas, from_rows, to_table
-from mmoe_jax.data.encoding import times_of
+from mmoe_jax.data.times import times_of
 from mmoe_jax.errors import UserError
 from tests import reference, shop_rows
 
