@@ -227,7 +227,9 @@ def open_array(directory: str, field: str) -> np.ndarray:
   except OSError:
     raise
   except Exception as error:  # Of any type: NumPy evaluates the text of the header.
-    raise UserError(f"{path}: broken array ({error}); prepare the data again") from error
+    is_readable = str(error) and " at 0x" not in str(error)  # Not of a node of its syntax tree.
+    reason = error if is_readable else "its header cannot be read"
+    raise UserError(f"{path}: broken array ({reason}); prepare the data again") from error
   # NumPy opens archives of arrays by the same function.
   is_usable = isinstance(array, np.ndarray) and array.dtype.isnative
   require(is_usable, f"{path}: not an array of this machine's byte order; prepare the data again")

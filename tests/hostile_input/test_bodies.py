@@ -100,7 +100,7 @@ def assert_answer(status, content, sent, reference, predictor) -> None:
 
 
 @pytest.mark.parametrize("of", ["run", "export"])
-@fuzz(30)
+@fuzz(12)
 @given(draw=st.data())
 def test_hostile_json_is_scored_as_the_reference_does(
   request, rows, reference, predictor, of, draw
@@ -115,7 +115,7 @@ def test_hostile_json_is_scored_as_the_reference_does(
 
 
 @pytest.mark.parametrize("of", ["run", "export"])
-@fuzz(20)
+@fuzz(8)
 @given(draw=st.data())
 def test_hostile_values_spoil_their_row_only(request, rows, reference, predictor, of, draw):
   ask = request.getfixturevalue("ask" if of == "run" else "ask_export")
@@ -135,7 +135,7 @@ def arrow_of(table) -> bytes:
   return sink.getvalue().to_pybytes()
 
 
-@fuzz(40)
+@fuzz(20)
 @given(rng=st.randoms(use_true_random=False), is_arrow=st.booleans())
 def test_damaged_bodies_are_answered(ask, rows, rng, is_arrow):
   table = pa.Table.from_pandas(shop_rows.make(3, 4)[list(RAW)], preserve_index=False)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import shutil
 
 import numpy as np
@@ -91,60 +92,46 @@ def test_damaged_files_are_found_by_their_digests(shop, folder, expected, rng, d
       assert_equal(found[0], expected)
 
 
+def damaged(array: np.ndarray, kind: str, rng: random.Random) -> np.ndarray:
+  """Returns an array of another type, shape, value, number of rows, or order in memory."""
+  if kind == "type":
+    types = ["<i8", ">u2", "<f2", "?", "S3", "<U2", "<c8", "<M8[s]", "<u8", "<f8", "u1"]
+    return array.astype(rng.choice(types))
+  if kind == "shape":
+    shapes = [array[..., None], array.T, array[:, :1] if array.ndim > 1 else array[None]]
+    return rng.choice([*shapes, array.reshape(-1), array[:0], np.float32(1)])
+  if kind == "rows":
+    return rng.choice([array[:-1], np.concatenate([array, array[:1]])])
+  if kind == "order" or not array.size:
+    return np.asfortranarray(array)
+  values = [-1, 2**31, 2**16 - 1, 255, np.nan, np.inf, -np.inf, 0.5, 1e30, -1e30, 3e38, 3, -0.0]
+  array.flat[rng.randrange(array.size)] = np.float64(rng.choice(values)).astype(array.dtype)
+  return array
+
+
 @fuzz(40)
-@given(rng=st.randoms(use_true_random=False), draw=st.data())
-def test_damaged_arrays_with_fitting_digests(shop, folder, expected, rng, draw):
+@given(
+  field=st.sampled_from(["ids", "labels", "numbers", "weights", "slices"]),
+  split=st.sampled_from(SPLITS),
+  kind=st.sampled_from(["bytes", "header", "type", "shape", "value", "rows", "order"]),
+  seed=st.integers(0, 2**32 - 1),
+)
+def test_damaged_arrays_with_fitting_digests(shop, folder, expected, field, split, kind, seed):
   """Headers and sizes are those of the damaged file, so nothing but its content can tell."""
-  field = draw.draw(st.sampled_from(["ids", "labels", "numbers", "weights", "slices"]))
-  name = f"{draw.draw(st.sampled_from(SPLITS))}/{field}.npy"
+  rng, name = random.Random(seed), f"{split}/{field}.npy"
   path = os.path.join(folder, name)
+  with open(path, "rb") as file, open(f"{shop}/data/{name}", "rb") as original:
+    content = file.read()
+    assert content == original.read()
   found = []
   with restored(shop, folder, name):
-    array = np.load(path)
-    with open(path, "rb") as file:
-      content = file.read()
-    kind = draw.draw(
-      st.sampled_from(["bytes", "header", "type", "shape", "value", "rows", "order"])
-    )
     if kind in ("bytes", "header"):
-      head = (
-        mutate(content[:128], rng) + content[128:] if kind == "header" else mutate(content, rng)
-      )
+      head = 128 if kind == "header" else len(content)
       with open(path, "wb") as file:
-        file.write(head)
+        file.write(mutate(content[:head], rng) + content[head:])
     else:
-      if kind == "type":
-        types = ["<i8", ">u2", "<f2", "?", "S3", "<U2", "<c8", "<M8[s]", "<u8", "<f8", "u1"]
-        with np.errstate(all="ignore"):
-          array = array.astype(draw.draw(st.sampled_from(types)))
-      elif kind == "shape":
-        shapes = [array[..., None], array.T, array[:, :1] if array.ndim > 1 else array[None]]
-        array = draw.draw(st.sampled_from([*shapes, array.reshape(-1), array[:0], np.float32(1)]))
-      elif kind == "value" and array.size:
-        values = [
-          -1,
-          2**31,
-          2**16 - 1,
-          255,
-          np.nan,
-          np.inf,
-          -np.inf,
-          0.5,
-          1e30,
-          -1e30,
-          3e38,
-          3,
-          -0.0,
-        ]
-        with np.errstate(all="ignore"):
-          array.flat[rng.randrange(array.size)] = np.float64(
-            draw.draw(st.sampled_from(values))
-          ).astype(array.dtype)
-      elif kind == "rows":
-        array = draw.draw(st.sampled_from([array[:-1], np.concatenate([array, array[:1]])]))
-      else:
-        array = np.asfortranarray(array)
-      np.save(path, array)
+      with np.errstate(all="ignore"):
+        np.save(path, damaged(np.load(path), kind, rng))
     reseal(folder)
     if refusal(lambda: found.append(load(folder))) is None:
       assert_sound(*found[0])
@@ -209,6 +196,16 @@ def test_vocabularies_outside_of_the_folder_are_refused(folder, entry):
   reseal(folder)
   with pytest.raises(UserError):
     load(folder)
+
+
+def test_a_header_that_is_no_literal_is_one_readable_line(folder):
+  path = f"{folder}/train/labels.npy"
+  with open(path, "rb") as file:
+    content = file.read()
+  with open(path, "wb") as file:
+    file.write(content.replace(b"False", b"Felse", 1))
+  reseal(folder)
+  assert "its header cannot be read" in refusal(lambda: load(folder))
 
 
 class Evil:

@@ -21,6 +21,8 @@ from tests.html_report.conftest import write
 from tests.html_report.reading import Page
 from tests.html_report.test_page import check_is_self_contained
 
+pytestmark = pytest.mark.slow
+
 _CODE = """
 const whatIf = startWhatIf(input.data, null);
 console.log(JSON.stringify(input.rows.map((row) => whatIf.score(row))));

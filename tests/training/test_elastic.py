@@ -41,7 +41,8 @@ def drawing(config):
   return config
 
 
-@pytest.mark.parametrize("counts", [(8, 2, 1), pytest.param((1, 4, 8), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("counts", [(8, 2, 1), (1, 4, 8)])
 @pytest.mark.usefixtures("short_segments")
 def test_a_run_that_changes_devices_is_that_of_one(drawing, tmp_path, counts, stop_at):
   """Stopped within epochs 1 and 2, and each time resumed on other devices."""
