@@ -1,6 +1,7 @@
 """Hostile values and damage, the time limit of a case, and what every refusal must be."""
 
 import contextlib
+import copy
 import faulthandler
 import json
 import os
@@ -98,11 +99,11 @@ def mutate_tree(tree: Any, draw: Callable[[Any], Any]) -> Any:
       parent = parent[key]
     last, kind = path[-1], draw(st.sampled_from(["replace", "replace", "remove", "repeat", "copy"]))
     if kind == "replace":
-      parent[last] = draw(JSON_VALUES)
+      parent[last] = copy.deepcopy(draw(JSON_VALUES))  # A later fault may change it.
     elif kind == "remove":
       del parent[last]
     elif kind == "repeat" and isinstance(parent, list):
-      parent.append(parent[last])
+      parent.append(copy.deepcopy(parent[last]))
     elif isinstance(parent, dict):
       name = draw(st.sampled_from([*parent, "other", "", "../x", "name", "values", "files"]))
       parent[name] = json.loads(json.dumps(parent[last]))
