@@ -120,6 +120,9 @@ def _update(content: dict[str, Any]) -> None:
 
 def _find_fault(schema: Schema) -> str | None:
   """Returns why no preparation can have written a schema; None if it is sound."""
+  for split, counts in schema.counts.items():
+    if not isinstance(counts, dict) or not isinstance(counts.get("shards", []), list):
+      return f"the counts of '{split}' are not those of a split"
   for feature in schema.id_features:
     if fault := _find_feature_fault(feature):
       return f"id feature '{feature.name}' has {fault}"

@@ -65,6 +65,8 @@ class Model:
     _check_files(folder, self.info)
     self.format = format_name or usable[0]
     self.encoder = _load_encoder(folder)
+    if sorted(self.info["columns"]) != sorted(self.encoder.columns):
+      raise ValueError(f"{folder}: model.json has other columns than schema.json; export it again")
     self._folder = folder
     loaders = {
       "stablehlo": _load_stablehlo,

@@ -51,8 +51,11 @@ def test_hostile_settings_are_accepted_or_refused(shop, schema, draw):
     value = draw.draw(VALUES)
     # The config library itself turns numbers into floats, of which commands report the overflow.
     if not (isinstance(value, int) and abs(value) > 1e300):
-      with group.unlocked(), group.ignore_type():
-        group[path[-1]] = value
+      try:
+        with group.unlocked(), group.ignore_type():
+          group[path[-1]] = value
+      except ValueError:  # Of names with dots; no command gets to see them.
+        return
   check(config, schema)
 
 
