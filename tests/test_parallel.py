@@ -121,6 +121,7 @@ def start_hosts(config, workdir, virtual_devices, count, module, words):
   ]
 
 
+@pytest.mark.slow
 def test_two_hosts_equal_one(prepared, tmp_path):
   config = host_config(prepared, "sgd")
   one = loop.train_and_evaluate(config, str(tmp_path / "one"))

@@ -96,6 +96,7 @@ def test_a_second_signal_ends_at_once():
   assert error.strip().endswith("ended at once; the same command resumes from the last save")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_within_an_epoch_resumes_bitwise_identical(config, tmp_path):
   with_streamed_rows(config)
   workdir = str(tmp_path / "w")
