@@ -39,4 +39,12 @@ def _memory_gib() -> float:
 
 def _command() -> list[str]:
   module = os.path.splitext(os.path.relpath(sys.argv[0]))[0].replace(os.sep, ".")
-  return [module, *sys.argv[1:]]
+  return [module.removesuffix(".__main__"), *map(_without_machine, sys.argv[1:])]
+
+
+def _without_machine(argument: str) -> str:
+  """Returns an argument whose absolute path, which is of this machine only, is its last part."""
+  flag, equals, value = argument.rpartition("=")
+  return (
+    f"{flag}{equals}{os.path.basename(value.rstrip('/'))}" if os.path.isabs(value) else argument
+  )

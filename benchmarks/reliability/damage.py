@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.reliability import jobs
 from configs import smoke
-from data_prep import census_income, raw_files
-from mmoe_jax import cache, data, errors
+from data_prep import census_income
+from mmoe_jax import data, errors
 from mmoe_jax.errors import UserError
 from mmoe_jax.evaluation import tables
 from mmoe_jax.evaluation.results_table import format_results
@@ -44,11 +45,7 @@ def prepare(folder: str, rows: int) -> None:
     folder: output folder; `rows.csv` in it is the input of predictions.
     rows: number of rows of each raw file.
   """
-  paths = []
-  for path in raw_files.obtain(None, cache.folder()):
-    paths.append(os.path.join(folder, os.path.basename(path)))
-    with open(path, encoding="utf-8") as file, open(paths[-1], "w", encoding="utf-8") as out:
-      out.writelines(line for line, _ in zip(file, range(rows), strict=False))
+  paths = jobs.write_first_rows(folder, rows)
   census_income.prepare(*paths, os.path.join(folder, "data"))
   shutil.copy(paths[1], os.path.join(folder, "rows.csv"))
   loop.train_and_evaluate(_config(folder), os.path.join(folder, "run"))

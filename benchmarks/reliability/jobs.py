@@ -72,17 +72,23 @@ def prepare_inputs(folder: str, rows: int = ROWS) -> None:
   if os.path.exists(spec):
     return
   empty(folder)
-  paths = []
-  for path in raw_files.obtain(None, cache.folder()):
-    paths.append(os.path.join(folder, os.path.basename(path)))
-    with open(path, encoding="utf-8") as file, open(paths[-1], "w", encoding="utf-8") as out:
-      out.writelines(line for line, _ in zip(file, range(rows), strict=False))
+  paths = write_first_rows(folder, rows)
   census_income.prepare(*paths, os.path.join(folder, "census"))
   os.rename(paths[0], os.path.join(folder, "rows.csv"))
   os.remove(paths[1])
   _write_table(os.path.join(folder, "table.csv"))
   with open(spec, "w", encoding="utf-8") as file:
     file.write(SPEC)
+
+
+def write_first_rows(folder: str, rows: int) -> list[str]:
+  """Writes that many rows of each raw file of Census to a folder; returns the paths."""
+  paths = []
+  for path in raw_files.obtain(None, cache.folder()):
+    paths.append(os.path.join(folder, os.path.basename(path)))
+    with open(path, encoding="utf-8") as file, open(paths[-1], "w", encoding="utf-8") as out:
+      out.writelines(line for line, _ in zip(file, range(rows), strict=False))
+  return paths
 
 
 def _write_table(path: str) -> None:

@@ -3,10 +3,11 @@
 import datetime
 import json
 import os
+import sys
 
 import pytest
 
-from benchmarks import records
+from benchmarks import machine, records
 from mmoe_jax.errors import UserError
 
 
@@ -59,3 +60,20 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
   (tmp_path / "a.json").write_text(json.dumps(content))
   with pytest.raises(UserError, match=r"a\.json: broken: .*commit"):
     records.read(str(tmp_path), "a")
+
+
+@pytest.mark.parametrize(
+  ("given", "expected"),
+  [
+    ("--out=/home/ann/runs/a", "--out=a"),
+    ("/data/census/", "census"),
+    ("--config=configs/census.py:mmoe", "--config=configs/census.py:mmoe"),
+    ("--config.seed=3", "--config.seed=3"),
+    ("runs/a", "runs/a"),
+  ],
+)
+def test_commands_have_no_folders_of_a_machine(monkeypatch, given, expected):
+  monkeypatch.setattr(sys, "argv", ["benchmarks/reliability/__main__.py", given])
+  command = machine.describe_machine()["command"]
+  words = command.split() if isinstance(command, str) else command
+  assert words[-2:] == ["benchmarks.reliability", expected]

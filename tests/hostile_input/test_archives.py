@@ -26,7 +26,7 @@ FILES = tuple(
 )
 DATASET = raw_files.Dataset(FILES, (), "no advice")
 NAMES = (
-  *("a.data", "b.test", "./a.data", "deep/er/b.test", "../a.data", "/tmp/a.data", "a.data.gz"),
+  *("a.data", "b.test", "./a.data", "deep/er/b.test", "../a.data", "/etc/a.data", "a.data.gz"),
   *(
     "../../../../b.test",
     "..",
